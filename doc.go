@@ -1,0 +1,3 @@
+// Package fastpgcache gives a Go service Redis-style caching inside the
+// PostgreSQL it already runs.
+package fastpgcache
