@@ -1,0 +1,115 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"fmt"
+	"strings"
+
+	"github.com/lib/pq"
+)
+
+//go:embed migrations.sql
+var migrations string
+
+// SetupConfig says what Setup creates, and for whom. What it does not name loses
+// the rights that an earlier set-up gave it.
+type SetupConfig struct {
+	// Schema holds the table and the functions, and is created if absent.
+	// Defaults to "public".
+	Schema string
+
+	// Grantee is the role that may use the cache, each login that is a member of
+	// it confined to its own entries. Defaults to PUBLIC, every role.
+	Grantee string
+
+	// Service is the role that may act for any user label. Defaults to none.
+	Service string
+
+	// Force drops the cache and creates it anew, which deletes every entry.
+	// Defaults to false: what is there stays, and is upgraded if need be.
+	Force bool
+}
+
+// The SQLSTATEs of migrations.sql.
+const (
+	foreignObject = "FPG01"
+	foreignOwner  = "FPG02"
+)
+
+const lockNotAvailable = "55P03"
+
+// Setup creates the cache's table, policies and functions, or brings them up to
+// date, in one transaction. Whoever runs it owns them, and as their owner is not
+// confined. It may be run any time, also by many processes at once. Errors match
+// ErrInvalidConfig, ErrNotPermitted (also where another role owns an object), or
+// ErrForeignTable (something else bears the table's name; Force does not drop it).
+func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
+	if err := setup(ctx, db, cfg); err != nil {
+		if ctxErr := ctx.Err(); ctxErr != nil {
+			err = fmt.Errorf("%w: %w", ctxErr, err)
+		}
+		switch sqlState(err) {
+		case foreignObject:
+			err = fmt.Errorf("%w: %w", ErrForeignTable, err)
+		case foreignOwner, insufficientPrivilege:
+			err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
+		case lockNotAvailable:
+			err = fmt.Errorf("another transaction holds the cache's table for long, try again: %w", err)
+		}
+		return fmt.Errorf("fastpgcache: setup: %w", err)
+	}
+	return nil
+}
+
+func setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
+	if db == nil {
+		return fmt.Errorf("%w: db is nil", ErrInvalidConfig)
+	}
+	settings, err := cfg.settings()
+	if err != nil {
+		return err
+	}
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for _, statement := range append(settings, migrations) {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// MigrationSQL returns what Setup would run, as one transaction for a DBA to
+// review and apply with any tool. The error matches ErrInvalidConfig.
+func MigrationSQL(cfg SetupConfig) (string, error) {
+	settings, err := cfg.settings()
+	if err != nil {
+		return "", fmt.Errorf("fastpgcache: migration: %w", err)
+	}
+	return "BEGIN;\n" + strings.Join(settings, ";\n") + ";\n\n" + migrations + "\nCOMMIT;\n", nil
+}
+
+// settings are the statements that hand cfg to migrations.sql for the rest of the
+// transaction.
+func (cfg SetupConfig) settings() ([]string, error) {
+	if cfg.Schema == "" {
+		cfg.Schema = "public"
+	}
+	var statements []string
+	for _, s := range []struct{ field, name, value string }{
+		{"Schema", "schema", cfg.Schema},
+		{"Grantee", "grantee", cfg.Grantee},
+		{"Service", "service", cfg.Service},
+	} {
+		if err := checkIdentifier(s.field, s.value); err != nil {
+			return nil, err
+		}
+		statements = append(statements, "SET LOCAL fastpgcache."+s.name+" = "+strings.TrimSpace(pq.QuoteLiteral(s.value)))
+	}
+	return append(statements, fmt.Sprintf("SET LOCAL fastpgcache.force = %t", cfg.Force)), nil
+}

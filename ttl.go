@@ -1,0 +1,122 @@
+package fastpgcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// NoExpiry is the TTL of an entry that stays until it is deleted.
+const NoExpiry time.Duration = -1
+
+// microseconds rounds up to the resolution of PostgreSQL's timestamps.
+func microseconds(ttl time.Duration) int64 {
+	micros := ttl / time.Microsecond
+	if ttl%time.Microsecond > 0 {
+		micros++
+	}
+	return int64(micros)
+}
+
+// storeTTL is the argument for the TTL of a write that stores: microseconds, or
+// nil for none.
+func storeTTL(ttl time.Duration) (any, error) {
+	switch {
+	case ttl == 0 || ttl == NoExpiry:
+		return nil, nil
+	case ttl < 0:
+		return nil, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+	}
+	return microseconds(ttl), nil
+}
+
+const ttlSQL = `
+SELECT CASE WHEN isfinite(expires_at)
+  THEN (extract(epoch FROM expires_at - statement_timestamp()) * 1000000)::bigint END
+FROM {schema}.cache
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+
+// TTL returns how long key will live, NoExpiry if until it is deleted, and
+// whether it is there. The time left of a live entry is at least a microsecond,
+// and never more than the greatest Duration.
+func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
+	if err := checkKey(key); err != nil {
+		return 0, false, c.fail(ctx, "ttl", err)
+	}
+	var micros *int64
+	found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+	switch {
+	case err != nil || !found:
+		return 0, false, err
+	case micros == nil:
+		return NoExpiry, true, nil
+	case *micros > math.MaxInt64/int64(time.Microsecond):
+		return math.MaxInt64, true, nil
+	}
+	return time.Duration(*micros) * time.Microsecond, true, nil
+}
+
+const expireSQL = `
+UPDATE {schema}.cache SET expires_at = statement_timestamp() + $2::bigint * interval '1 microsecond'
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+
+// Expire gives key a new TTL, from now on, and reports whether it is there.
+// NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
+// mean either that or at once.
+func (c *Cache) Expire(ctx context.Context, key string, ttl time.Duration) (found bool, err error) {
+	const op = "expire"
+	if err := checkKey(key); err != nil {
+		return false, c.fail(ctx, op, err)
+	}
+	micros, err := storeTTL(ttl)
+	if err != nil {
+		return false, c.fail(ctx, op, err)
+	}
+	if ttl == 0 {
+		return false, c.fail(ctx, op, fmt.Errorf("%w: 0", ErrInvalidTTL))
+	}
+	n, err := c.exec(ctx, c.stmt.expire, c.args(key, micros)...)
+	return n > 0, err
+}
+
+const persistSQL = `
+UPDATE {schema}.cache SET expires_at = NULL
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+
+// Persist takes key's TTL away, so that it stays until it is deleted, and reports
+// whether it is there.
+func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
+	if err := checkKey(key); err != nil {
+		return false, c.fail(ctx, "persist", err)
+	}
+	n, err := c.exec(ctx, c.stmt.persist, c.args(key)...)
+	return n > 0, err
+}
+
+// cleanupBlocks is how many pages of the table one bite of a cleanup covers, a
+// few milliseconds of work.
+const cleanupBlocks = 256
+
+const cleanupSQL = `
+SELECT removed, next_block FROM {schema}.cache_cleanup_blocks($1, $2)`
+
+// Cleanup removes the expired entries of every user and returns how many there
+// were. It walks the table in bites, each a short transaction, and passes over
+// locked rows: it holds nobody up, and any number of processes may do it at once.
+// When it fails, removed counts what was removed until then. Inside a transaction
+// it is an error, since it would keep its locks until the end.
+func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
+	if c.tx != nil {
+		return 0, c.fail(ctx, "cleanup", errors.New("not in a transaction"))
+	}
+	for block := new(int64); block != nil; {
+		var n int
+		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks}, &n, &block); err != nil {
+			return removed, err
+		}
+		removed += n
+	}
+	return removed, nil
+}
