@@ -218,77 +218,45 @@ BEGIN
     EXECUTE format('COMMENT ON TABLE %s IS %L', cache, 'fastpgcache schema 1');
   END IF;
 
-  -- created_xid always is the transaction that made the row's key visible.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %I.cache_stamp() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-      NEW.created_xid := pg_catalog.txid_current();
-      RETURN NEW;
-    END $$ $function$, target);
-  FOR item IN
-    SELECT w.name, w.event, t.tgname FROM (VALUES
-      ('cache_stamp_insert', 'INSERT ON %s FOR EACH ROW WHEN (NEW.created_xid IS DISTINCT FROM txid_current())'),
-      ('cache_stamp_update', 'UPDATE OF user_id, key, created_xid ON %s FOR EACH ROW')) w(name, event)
-    LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
-    WHERE t.tgenabled IS DISTINCT FROM 'A'
-  LOOP
-    IF item.tgname IS NULL THEN
-      EXECUTE format('CREATE TRIGGER %I BEFORE ' || item.event || ' EXECUTE FUNCTION %I.cache_stamp()', item.name, cache, target);
-    END IF;
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
-  END LOOP;
-
-  -- The functions have the Python library's names, parameters and results.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL)
-    RETURNS boolean LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  -- The functions. Six have the Python library's names, parameters and results.
+  FOR item IN SELECT * FROM (VALUES
+    ($$cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL) RETURNS boolean LANGUAGE sql$$, $$
       INSERT INTO %1$I.cache (user_id, key, value, value_bytes, expires_at)
       VALUES (p_user_id, p_key, p_value, NULL, statement_timestamp() + make_interval(secs => p_ttl_seconds))
       ON CONFLICT (user_id, key) DO UPDATE
       SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at;
       SELECT true;
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_get(p_user_id text, p_key text)
-    RETURNS text LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    $$),
+    ($$cache_get(p_user_id text, p_key text) RETURNS text LANGUAGE sql$$, $$
       SELECT value FROM %1$I.cache
       WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp());
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_delete(p_user_id text, p_key text)
-    RETURNS boolean LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    $$),
+    ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
       WITH lease AS (DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key),
       deleted AS (
         DELETE FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())
         RETURNING true)
       SELECT EXISTS (SELECT FROM deleted);
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_exists(p_user_id text, p_key text)
-    RETURNS boolean LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    $$),
+    ($$cache_exists(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
       SELECT EXISTS (SELECT FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp()));
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_ttl(p_user_id text, p_key text)
-    RETURNS integer LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    $$),
+    ($$cache_ttl(p_user_id text, p_key text) RETURNS integer LANGUAGE sql$$, $$
       SELECT coalesce((
         SELECT CASE WHEN isfinite(expires_at)
           THEN least(ceil(extract(epoch FROM expires_at - statement_timestamp())), 2147483647)::integer ELSE -1 END
         FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())), -2);
-    $$ $function$, target);
-
-  -- Removes the expired entries, of every user, in p_blocks pages of the table
-  -- from page p_first on; the next page to do, or NULL at the end. With p_every
-  -- it does the next bite of a cleanup that all processes share, which knows
-  -- itself where it is: removed is NULL when another process is at it, or it
-  -- reached the end less than p_every ago.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval DEFAULT NULL,
-      OUT removed integer, OUT next_block bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    $$),
+    -- Removes the expired entries, of every user, in p_blocks pages of the table
+    -- from page p_first on; the next page to do, or NULL at the end. With p_every
+    -- it does the next bite of a cleanup that all processes share, which knows
+    -- itself where it is: removed is NULL when another process is at it, or it
+    -- reached the end less than p_every ago.
+    ($$cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval DEFAULT NULL,
+      OUT removed integer, OUT next_block bigint) LANGUAGE plpgsql SECURITY DEFINER$$, $$
     DECLARE
       ends bigint := pg_relation_size(%2$L) / current_setting('block_size')::bigint;
     BEGIN
@@ -320,10 +288,9 @@ BEGIN
         UPDATE %1$I.cache_epoch SET cleanup_block = coalesce(next_block, 0),
           cleaned_at = CASE WHEN next_block IS NULL THEN statement_timestamp() ELSE cleaned_at END;
       END IF;
-    END $$ $function$, target, cache);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION %1$I.cache_cleanup()
-    RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    END
+    $$),
+    ($$cache_cleanup() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER$$, $$
     DECLARE
       bite  record;
       total integer := 0;
@@ -335,7 +302,32 @@ BEGIN
         block := bite.next_block;
       END LOOP;
       RETURN total;
-    END $$ $function$, target);
+    END
+    $$),
+    ($$cache_stamp() RETURNS trigger LANGUAGE plpgsql$$, $$
+    BEGIN
+      NEW.created_xid := txid_current();
+      RETURN NEW;
+    END
+    $$)) f(head, body)
+  LOOP
+    EXECUTE format('CREATE OR REPLACE FUNCTION %I.%s SET search_path = pg_catalog, pg_temp AS %L',
+      target, item.head, format(item.body, target, cache));
+  END LOOP;
+
+  -- created_xid always is the transaction that made the row's key visible.
+  FOR item IN
+    SELECT w.name, w.event, t.tgname FROM (VALUES
+      ('cache_stamp_insert', 'INSERT ON %s FOR EACH ROW WHEN (NEW.created_xid IS DISTINCT FROM txid_current())'),
+      ('cache_stamp_update', 'UPDATE OF user_id, key, created_xid ON %s FOR EACH ROW')) w(name, event)
+    LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
+    WHERE t.tgenabled IS DISTINCT FROM 'A'
+  LOOP
+    IF item.tgname IS NULL THEN
+      EXECUTE format('CREATE TRIGGER %I BEFORE ' || item.event || ' EXECUTE FUNCTION %I.cache_stamp()', item.name, cache, target);
+    END IF;
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
+  END LOOP;
 
   -- Row-level security. IS TRUE makes the policy a mere filter: left bare, the
   -- planner takes it for an index condition and picks the wrong index.
