@@ -261,7 +261,9 @@ BEGIN
       ends bigint := pg_relation_size(%2$L) / current_setting('block_size')::bigint;
     BEGIN
       IF p_every IS NOT NULL THEN
-        INSERT INTO %1$I.cache_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+        IF NOT EXISTS (SELECT FROM %1$I.cache_epoch) THEN  -- ON CONFLICT alone would wait for who is at it
+          INSERT INTO %1$I.cache_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+        END IF;
         SELECT cleanup_block INTO p_first FROM %1$I.cache_epoch
         WHERE cleanup_block > 0 OR cleaned_at IS NULL OR cleaned_at <= statement_timestamp() - p_every
         FOR UPDATE SKIP LOCKED;

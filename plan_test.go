@@ -1,0 +1,246 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/lib/pq"
+)
+
+// planArgs are sample arguments of every statement, as SQL, without the user's
+// label. Whoever adds a statement adds them here.
+var planArgs = map[string][]string{
+	"get":     {`'k42'`},
+	"set":     {`'k42'`, `'v'`, `NULL`, `1000000`},
+	"delete":  {`'k42'`},
+	"exists":  {`'k42'`},
+	"ttl":     {`'k42'`},
+	"expire":  {`'k42'`, `1000000`},
+	"persist": {`'k42'`},
+	"cleanup": {`0`, `1`},
+}
+
+// planBlocks and planRows bound what a statement may read in a table of planSize
+// entries, with a margin for the index's depth and for dead rows.
+const (
+	planSize   = 20_000
+	planBlocks = 80
+	planRows   = 50
+)
+
+// node is what EXPLAIN tells of a node of a plan.
+type node struct {
+	Type    string  `json:"Node Type"`
+	Index   string  `json:"Index Name"`
+	Rows    float64 `json:"Actual Rows"`
+	Loops   float64 `json:"Actual Loops"`
+	Removed float64 `json:"Rows Removed by Filter"`
+	Recheck float64 `json:"Rows Removed by Index Recheck"`
+	Hit     int     `json:"Shared Hit Blocks"`
+	Read    int     `json:"Shared Read Blocks"`
+	Plans   []node
+}
+
+// rows returns the most rows that any node below n read.
+func (n node) rows() float64 {
+	most := (n.Rows + n.Removed + n.Recheck) * n.Loops
+	for _, p := range n.Plans {
+		most = max(most, p.rows())
+	}
+	return most
+}
+
+// Whoever asks, with whatever statistics, the planner finds the row by its key.
+func TestEveryStatementReadsABoundedNumberOfRows(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Database(t)
+	admin, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	if err := Setup(t.Context(), admin, SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	user := pgtest.Role(t, dsn)
+	for _, users := range []int{1, 1000} {
+		for _, analyzed := range []bool{false, true} {
+			fill(t, admin, user, users, analyzed)
+			for _, label := range []string{"", user} {
+				for _, as := range []string{"postgres", user} {
+					if as == "postgres" && label == "" && users > 1 {
+						continue // has no entries here
+					}
+					for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+						name := fmt.Sprintf("%d users, analyzed %t, label %q, as %s, %s", users, analyzed, label, as, mode)
+						checkPlans(t, name, dsn, as, label, mode)
+					}
+				}
+			}
+		}
+	}
+}
+
+// fill makes the cache anew with planSize entries in random order, those of user
+// among them.
+func fill(t *testing.T, admin *sql.DB, user string, users int, analyzed bool) {
+	t.Helper()
+	if err := Setup(t.Context(), admin, SetupConfig{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	statements := []string{
+		`ALTER TABLE cache SET (autovacuum_enabled = off)`,
+		fmt.Sprintf(`INSERT INTO cache (user_id, key, value, expires_at)
+			SELECT CASE WHEN g %% %[2]d = 0 THEN %[1]s ELSE 'u' || g %% %[2]d END, 'k' || g, repeat('v', 100), now() + interval '1 h'
+			FROM generate_series(1, %[3]d) g ORDER BY md5(g::text)`, pq.QuoteLiteral(user), users, planSize),
+		fmt.Sprintf(`INSERT INTO cache (user_id, key, value) SELECT u, 'k42', 'v' FROM unnest(ARRAY['postgres', %s]) u ON CONFLICT DO NOTHING`, pq.QuoteLiteral(user)),
+	}
+	if analyzed {
+		statements = append(statements, `VACUUM ANALYZE cache`)
+	}
+	for _, statement := range statements {
+		if _, err := admin.Exec(statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
+func checkPlans(t *testing.T, name, dsn, as, label, mode string) {
+	t.Helper()
+	db, err := sql.Open("postgres", pgtest.WithUser(dsn, as)+" plan_cache_mode="+mode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c, err := New(db, Config{User: label})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i, s := range c.statements() {
+		args, ok := planArgs[s.op]
+		if !ok {
+			t.Fatalf("planArgs has no arguments of %q", s.op)
+		}
+		if label != "" && s.op != "cleanup" {
+			args = append(args[:len(args):len(args)], pq.QuoteLiteral(label))
+		}
+		execute := fmt.Sprintf(`EXECUTE s%d(%s)`, i, strings.Join(args, ", "))
+		if _, err := conn.ExecContext(t.Context(), fmt.Sprintf(`PREPARE s%d AS %s`, i, s.text)); err != nil {
+			t.Fatalf("%s: %s: %v", name, s.op, err)
+		}
+		plan, text := explain(t, conn, execute)
+		if blocks := plan.Hit + plan.Read; blocks > planBlocks || plan.rows() > planRows {
+			t.Errorf("%s: %s reads %d blocks and %v rows:\n%s", name, s.op, blocks, plan.rows(), text)
+		}
+		if strings.Contains(text, "Seq Scan") {
+			t.Errorf("%s: %s scans the table:\n%s", name, s.op, text)
+		}
+	}
+}
+
+// explain runs a statement, undoes it, and returns its plan.
+func explain(t *testing.T, conn *sql.Conn, statement string) (plan node, text string) {
+	t.Helper()
+	tx, err := conn.BeginTx(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if err := tx.QueryRow(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ` + statement).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	// Once more: the first time reads the catalogs, too.
+	if err := tx.QueryRow(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ` + statement).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	var plans []struct{ Plan node }
+	if err := json.Unmarshal([]byte(text), &plans); err != nil {
+		t.Fatal(err)
+	}
+	return plans[0].Plan, text
+}
+
+// catchUpSQL reads the keys that have become visible since a snapshot, as the
+// negative filter does, see DESIGN's section 5. $1 is that snapshot's xmax, $2 its
+// transactions in progress.
+const catchUpSQL = `
+SELECT key FROM cache
+WHERE user_id = current_user AND created_xid >= $1::bigint AND created_xid < txid_snapshot_xmax(txid_current_snapshot())
+UNION ALL
+SELECT c.key FROM unnest($2::bigint[]) x(id), LATERAL (
+  SELECT key FROM cache
+  WHERE user_id = current_user AND created_xid = x.id AND txid_visible_in_snapshot(x.id, txid_current_snapshot())
+  OFFSET 0) c`
+
+// Keys inserted since are found by their transaction, in a table of any size and
+// statistics, also while one that inserted much is still open.
+func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Database(t)
+	admin, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	user := pgtest.Role(t, dsn)
+	if err := Setup(t.Context(), admin, SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, analyzed := range []bool{false, true} {
+		for _, users := range []int{1, 1000} {
+			fill(t, admin, user, users, analyzed)
+			open, err := admin.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var xid int64
+			err = open.QueryRow(`INSERT INTO cache (user_id, key, value) SELECT $1, 'open' || g, 'v' FROM generate_series(1, 5000) g RETURNING txid_current()`, user).Scan(&xid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var xmax int64
+			// A snapshot's xmax is past xid only once a later one has completed.
+			if _, err := admin.Exec(`SELECT txid_current()`); err != nil {
+				t.Fatal(err)
+			}
+			if err := admin.QueryRow(`SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				if _, err := admin.Exec(`INSERT INTO cache (user_id, key, value) VALUES ($1, $2, 'v')`, user, fmt.Sprint("new", i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+				db, err := sql.Open("postgres", pgtest.WithUser(dsn, user)+" plan_cache_mode="+mode)
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := conn.ExecContext(t.Context(), `PREPARE since AS `+catchUpSQL); err != nil {
+					t.Fatal(err)
+				}
+				plan, text := explain(t, conn, fmt.Sprintf(`EXECUTE since(%d, ARRAY[%d]::bigint[])`, xmax, xid))
+				if blocks := plan.Hit + plan.Read; plan.Rows != 3 || blocks > planBlocks || plan.rows() > planRows {
+					t.Errorf("%d users, analyzed %t, %s: %v rows found, %v read in %d blocks:\n%s", users, analyzed, mode, plan.Rows, plan.rows(), blocks, text)
+				}
+				conn.Close()
+				db.Close()
+			}
+			open.Rollback()
+		}
+	}
+}
