@@ -209,11 +209,22 @@ func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			var xmax int64
+			late, err := admin.Begin() // like open, but visible by then
+			if err != nil {
+				t.Fatal(err)
+			}
+			var lateXID int64
+			if err := late.QueryRow(`INSERT INTO cache (user_id, key, value) VALUES ($1, 'late', 'v') RETURNING txid_current()`, user).Scan(&lateXID); err != nil {
+				t.Fatal(err)
+			}
 			// A snapshot's xmax is past xid only once a later one has completed.
 			if _, err := admin.Exec(`SELECT txid_current()`); err != nil {
 				t.Fatal(err)
 			}
 			if err := admin.QueryRow(`SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax); err != nil {
+				t.Fatal(err)
+			}
+			if err := late.Commit(); err != nil {
 				t.Fatal(err)
 			}
 			for i := range 3 {
@@ -233,8 +244,8 @@ func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
 				if _, err := conn.ExecContext(t.Context(), `PREPARE since AS `+catchUpSQL); err != nil {
 					t.Fatal(err)
 				}
-				plan, text := explain(t, conn, fmt.Sprintf(`EXECUTE since(%d, ARRAY[%d]::bigint[])`, xmax, xid))
-				if blocks := plan.Hit + plan.Read; plan.Rows != 3 || blocks > planBlocks || plan.rows() > planRows {
+				plan, text := explain(t, conn, fmt.Sprintf(`EXECUTE since(%d, ARRAY[%d, %d]::bigint[])`, xmax, xid, lateXID))
+				if blocks := plan.Hit + plan.Read; plan.Rows != 4 || blocks > planBlocks || plan.rows() > planRows {
 					t.Errorf("%d users, analyzed %t, %s: %v rows found, %v read in %d blocks:\n%s", users, analyzed, mode, plan.Rows, plan.rows(), blocks, text)
 				}
 				conn.Close()
