@@ -23,9 +23,21 @@ var errPortTaken = errors.New("the port is taken")
 
 // process is a running postmaster.
 type process struct {
-	pid  int
+	*os.Process
 	done chan struct{} // closed when it has ended
 	err  error         // of Wait; read after done
+}
+
+// running returns the server's process, or nil; one may have ended by itself.
+func (s *Server) running() *process {
+	if s.proc != nil {
+		select {
+		case <-s.proc.done:
+			s.proc = nil
+		default:
+		}
+	}
+	return s.proc
 }
 
 // launch runs postgres and waits until it takes connections.
@@ -33,7 +45,7 @@ func (s *Server) launch(ctx context.Context) error {
 	if s.stopped {
 		return errors.New("pgtest: the server has been stopped")
 	}
-	if s.proc != nil {
+	if s.running() != nil {
 		return errors.New("pgtest: the server runs already")
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -54,7 +66,7 @@ func (s *Server) launch(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return s.explain("postgres", err)
 	}
-	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
+	p := &process{Process: cmd.Process, done: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
@@ -85,7 +97,7 @@ func (s *Server) awaitReady(ctx context.Context, p *process) error {
 			return fmt.Errorf("not ready: %w", ctx.Err())
 		case <-tick.C:
 		}
-		if s.saysReady(p.pid) && answers(ctx, s.DSN("postgres", "connect_timeout=5")) {
+		if s.saysReady(p.Pid) && answers(ctx, s.DSN("postgres", "connect_timeout=5")) {
 			return nil
 		}
 	}
@@ -117,12 +129,12 @@ func answers(ctx context.Context, dsn string) bool {
 
 // shutdown ends the server in order; it does nothing where none runs.
 func (s *Server) shutdown() error {
-	p := s.proc
+	p := s.running()
 	if p == nil {
 		return nil
 	}
 	// SIGINT asks for the fast shutdown: sessions are ended, then a checkpoint.
-	if err := signal(p.pid, syscall.SIGINT); err != nil {
+	if err := p.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return errors.Join(fmt.Errorf("pgtest: shut down: %w", err), s.kill())
 	}
 	select {
@@ -136,17 +148,12 @@ func (s *Server) shutdown() error {
 
 // kill ends the server at once; it does nothing where none runs.
 func (s *Server) kill() error {
-	p := s.proc
+	p := s.running()
 	if p == nil {
 		return nil
 	}
 	s.proc = nil
-	select {
-	case <-p.done:
-		return nil
-	default:
-	}
-	err := killTree(p.pid)
+	err := killTree(p.Pid)
 	<-p.done
 	return err
 }

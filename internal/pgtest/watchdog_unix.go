@@ -48,6 +48,7 @@ while rm -rf "$1"; [ -e "$1" ] && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done
 // whose lock is free belongs to a dead run.
 type watchdog struct {
 	dir  string
+	pid  int // the shell's
 	pipe *os.File
 	done chan struct{} // closed when the shell has ended
 	err  error         // of its end; read after done
@@ -109,7 +110,7 @@ func startWatchdog(a *account) (_ *watchdog, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, pipe.Close())
 	}
-	w := &watchdog{dir: dir, pipe: pipe, done: make(chan struct{})}
+	w := &watchdog{dir: dir, pid: cmd.Process.Pid, pipe: pipe, done: make(chan struct{})}
 	go func() {
 		w.err = cmd.Wait()
 		runtime.KeepAlive(pipe) // collected, it would be closed, and the server end
