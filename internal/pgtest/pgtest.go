@@ -229,7 +229,9 @@ func (s *Server) Crash(ctx context.Context) error {
 
 // initdb creates the cluster and writes its configuration.
 func (s *Server) initdb(ctx context.Context, cfg Config) error {
-	cmd := s.command(ctx, "initdb", "-D", s.DataDir(), "-U", "postgres",
+	// By its relative name, initdb cannot make the directory anew after it was
+	// removed because this process was killed.
+	cmd := s.command(ctx, "initdb", "-D", filepath.Base(s.DataDir()), "-U", "postgres",
 		"-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if err := s.runLogged(cmd); err != nil {
 		return s.explain("initdb", err)
