@@ -84,6 +84,7 @@ type Server struct {
 
 	mu      sync.Mutex // one change of state at a time
 	proc    *process   // nil while it does not run
+	killed  bool       // and not started again since
 	stopped bool
 }
 
@@ -178,6 +179,10 @@ func (s *Server) Stop() error {
 	defer s.mu.Unlock()
 	if s.stopped {
 		return nil
+	}
+	if s.killed {
+		// The next start alone frees the shared memory that SIGKILL left.
+		_ = s.launch(context.Background())
 	}
 	s.stopped = true
 	return errors.Join(s.shutdown(), s.watch.close())

@@ -16,8 +16,11 @@ import (
 	"github.com/lib/pq"
 )
 
-// shutdownTimeout bounds a fast shutdown; after it the server is killed.
-const shutdownTimeout = 30 * time.Second
+// After these the server is killed.
+const (
+	fastTimeout      = 30 * time.Second // of a fast shutdown
+	immediateTimeout = 10 * time.Second // of an immediate one
+)
 
 var errPortTaken = errors.New("the port is taken")
 
@@ -75,9 +78,10 @@ func (s *Server) launch(ctx context.Context) error {
 
 	err = s.awaitReady(ctx, p)
 	if err == nil {
+		s.killed = false
 		return nil
 	}
-	err = errors.Join(err, s.kill())
+	err = errors.Join(err, s.abort())
 	if logged, _ := s.Log(); strings.Contains(logged[min(int(before), len(logged)):], "could not create any TCP/IP sockets") {
 		err = errors.Join(errPortTaken, err)
 	}
@@ -127,21 +131,27 @@ func answers(ctx context.Context, dsn string) bool {
 	return errors.As(err, &refused) && refused.Code != cannotConnectNow
 }
 
-// shutdown ends the server in order; it does nothing where none runs.
-func (s *Server) shutdown() error {
+// shutdown ends the server in order: its sessions, then a checkpoint.
+func (s *Server) shutdown() error { return s.end(syscall.SIGINT, fastTimeout) }
+
+// abort ends the server without a checkpoint. Other than kill, it leaves no
+// shared memory behind.
+func (s *Server) abort() error { return s.end(syscall.SIGQUIT, immediateTimeout) }
+
+// end asks the server to end; it does nothing where none runs.
+func (s *Server) end(sig syscall.Signal, timeout time.Duration) error {
 	p := s.running()
 	if p == nil {
 		return nil
 	}
-	// SIGINT asks for the fast shutdown: sessions are ended, then a checkpoint.
-	if err := p.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return errors.Join(fmt.Errorf("pgtest: shut down: %w", err), s.kill())
+	if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return errors.Join(fmt.Errorf("pgtest: shutdown: %w", err), s.kill())
 	}
 	select {
 	case <-p.done:
 		s.proc = nil
 		return nil
-	case <-time.After(shutdownTimeout):
+	case <-time.After(timeout):
 		return errors.Join(s.explain("shutdown", errors.New("timed out")), s.kill())
 	}
 }
@@ -152,7 +162,7 @@ func (s *Server) kill() error {
 	if p == nil {
 		return nil
 	}
-	s.proc = nil
+	s.proc, s.killed = nil, true
 	err := killTree(p.Pid)
 	<-p.done
 	return err
