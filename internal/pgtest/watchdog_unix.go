@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 )
@@ -77,9 +76,10 @@ func newWatchdog(a *account) (_ *watchdog, err error) {
 		pipe: pipe,
 		done: make(chan struct{}),
 	}
+	// It also keeps w from being collected, which would close the pipe and so end
+	// a server to which nobody refers any more but by its DSN.
 	go func() {
 		w.err = cmd.Wait()
-		runtime.KeepAlive(w) // collected, the pipe would be closed and the server end
 		close(w.done)
 	}()
 	if err := w.makeDir(a); err != nil {
