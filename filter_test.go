@@ -87,9 +87,9 @@ func TestFilterPartnerIsAnInvolution(t *testing.T) {
 }
 
 func TestFilterTakesItsCapacity(t *testing.T) {
-	trials := map[int]int{math.MinInt: 10, -1: 10, 0: 10, 1: 300, 2: 300, 7: 300, 9: 300, 20: 300, 50: 300, 100: 300, 333: 100, 1000: 100, 65537: 2, 1_000_000: 1}
+	trials := map[int]int{math.MinInt: 10, -1: 10, 0: 10, 1: 200, 2: 200, 7: 200, 9: 200, 20: 200, 50: 200, 100: 200, 333: 50, 1000: 20, 65537: 1}
 	for capacity, n := range trials {
-		for _, width := range []uint64{8, 11, 16, 27, 32} {
+		for _, width := range []uint64{8, 16, 27} {
 			for trial := range n {
 				f := newCuckooFilter(capacity, width)
 				if got, want := f.Cap(), max(capacity, 1); got != want {
@@ -118,7 +118,7 @@ func TestFilterHasRoomToSpare(t *testing.T) {
 		}
 	}
 	for _, width := range []uint64{8, 16} {
-		f := newCuckooFilter(500_000, width)
+		f := newCuckooFilter(1_200_000, width)
 		for float64(f.Len()) < 0.955*float64(f.slots()) {
 			if !f.insertHash(rand.Uint64()) {
 				t.Fatalf("%d bits: an insert failed at load %.4f, capacity is at %.4f", width, f.LoadFactor(), float64(f.Cap())/float64(f.slots()))
@@ -193,7 +193,7 @@ func TestFilterHoldsEightCopies(t *testing.T) {
 // A filter is exactly a multiset of cells.
 func TestFilterAgreesWithModel(t *testing.T) {
 	for width := uint64(8); width <= 32; width++ {
-		ops := make([]byte, 40_000)
+		ops := make([]byte, 20_000)
 		for i := range ops {
 			ops[i] = byte(rand.Uint32())
 		}
@@ -259,11 +259,11 @@ func checkModel(t *testing.T, f *CuckooFilter, ops []byte) {
 
 func TestFilterFalsePositivesMatchTheory(t *testing.T) {
 	for width := uint64(8); width <= 32; width++ {
-		f := newCuckooFilter(5000, width)
+		f := newCuckooFilter(1000, width)
 		fill(t, f, "in", f.Cap())
 		theory := 2 * slotsPerBucket * f.LoadFactor() / float64(uint64(1)<<width)
 		var measured float64
-		if lookups := int(1000 / theory); width <= 12 {
+		if lookups := int(1000 / theory); width <= 10 {
 			for i := range lookups {
 				if f.lookupHash(hashOf(fmt.Sprint("out", i))) {
 					measured += 1 / float64(lookups)
@@ -280,7 +280,7 @@ func TestFilterFalsePositivesMatchTheory(t *testing.T) {
 					count[c.fp]++
 				}
 			}
-			lookups := 700_000
+			lookups := 150_000
 			for i := range lookups {
 				fp := fps[i%len(fps)]
 				if f.lookupHash(f.hashAt(fp, rand.Uint64N(f.buckets))) {
@@ -332,7 +332,7 @@ func TestFilterWidthFollowsRate(t *testing.T) {
 		{math.Inf(1), 8}, {2, 8}, {1, 8}, {0.05, 8}, {0.03, 8}, {0.01, 10}, {0.001, 13}, {0.0001, 17}, {1e-6, 23}, {2e-9, 32},
 		{1e-12, 32}, {0, 32}, {-1, 32}, {math.Inf(-1), 32}, {math.NaN(), 32},
 	} {
-		f := NewCuckooFilterWithRate(100_000, tt.rate)
+		f := NewCuckooFilterWithRate(5000, tt.rate)
 		if got := f.Stats().FingerprintBits; got != tt.bits {
 			t.Errorf("rate %v: %d bits, want %d", tt.rate, got, tt.bits)
 		}
@@ -349,17 +349,21 @@ func TestFilterWidthFollowsRate(t *testing.T) {
 func TestFilterBytesPerKey(t *testing.T) {
 	const n = 1_000_000
 	f := NewCuckooFilter(n)
-	fill(t, f, "key", n)
+	for range n {
+		if !f.insertHash(rand.Uint64()) {
+			t.Fatalf("an insert failed with %d items of %d", f.Len(), n)
+		}
+	}
 	if got := float64(f.Stats().Bytes) / n; got > 2.3 {
 		t.Errorf("%.3f bytes per key, want at most 2.3", got)
 	}
 	hits := 0
-	for range 2 * n {
+	for range n {
 		if f.lookupHash(rand.Uint64()) {
 			hits++
 		}
 	}
-	if got := float64(hits) / (2 * n); got > 0.0002 || f.FalsePositiveRate() > 0.0002 {
+	if got := float64(hits) / n; got > 0.0002 || f.FalsePositiveRate() > 0.0002 {
 		t.Errorf("%.6f false positives, %.6f estimated, want at most 0.0002", got, f.FalsePositiveRate())
 	}
 	for _, rate := range []float64{0.03, 0.01, 1e-4, 1e-6, 2e-9} {
@@ -768,7 +772,6 @@ func benchmarkFilter(b *testing.B, load float64) (*CuckooFilter, []string) {
 
 func BenchmarkFilterLookupHit(b *testing.B) {
 	f, in := benchmarkFilter(b, 0.9)
-	rand.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
 	for i := 0; b.Loop(); i++ {
 		f.Lookup(in[i%len(in)])
 	}
@@ -785,24 +788,23 @@ func BenchmarkFilterLookupMiss(b *testing.B) {
 	}
 }
 
-// Inserts at 89 to 91 % load.
+// Inserts at 89 to 91 % load, in turn with deletes of the oldest keys, which are not measured.
 func BenchmarkFilterInsert(b *testing.B) {
-	f, _ := benchmarkFilter(b, 0.89)
-	more := make([]string, f.slots()/50)
-	for i := range more {
-		more[i] = fmt.Sprint("more:", i)
-	}
-	i := 0
+	f, in := benchmarkFilter(b, 0.91)
+	fresh, next, n := in[:0], 0, int(f.slots()/50)
 	for b.Loop() {
-		if i == len(more) {
+		if len(fresh) == 0 {
 			b.StopTimer()
-			for _, item := range more {
-				f.Delete(item)
+			fresh = make([]string, n)
+			for i := range fresh {
+				f.Delete(in[i])
+				fresh[i] = fmt.Sprint("fresh:", next)
+				next++
 			}
-			i = 0
+			in = append(in[n:], fresh...)
 			b.StartTimer()
 		}
-		f.Insert(more[i])
-		i++
+		f.Insert(fresh[0])
+		fresh = fresh[1:]
 	}
 }
