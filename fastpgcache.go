@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -40,8 +41,8 @@ type Config struct {
 	MaxStaleness time.Duration
 
 	// CleanupInterval is how often expired entries, of every user, are removed in
-	// the background. Processes with the same interval share the work. Defaults
-	// to 0: never.
+	// the background, from New to Close. Processes with the same interval share
+	// the work. Defaults to 0: never.
 	CleanupInterval time.Duration
 
 	// DisableCoalescing makes each call a statement of its own instead of merging
@@ -103,14 +104,26 @@ type core struct {
 	owned  bool // the pool is closed with the cache
 	cfg    Config
 	closed atomic.Bool
+	stats  counters
 
 	stmt struct {
 		get, set, del, exists, ttl, expire, persist, cleanup *statement
+		add, increment, take, keys, clear, clearLeases       *statement
+		acquire, renew, release, look, store                 *statement
 	}
+
+	mu         sync.Mutex      // guards the start of workers against Close
+	background context.Context // of the workers; ended by Close
+	stop       context.CancelFunc
+	workers    sync.WaitGroup // background work, which Close awaits
+
+	flights  flights
+	leaseFor time.Duration // a constant but for tests
 }
 
-// New returns a cache over db, which stays the caller's to close. It does no I/O.
-// The error matches ErrInvalidConfig.
+// New returns a cache over db, which stays the caller's to close. It does no I/O;
+// with a CleanupInterval it starts a goroutine, which Close ends. The error matches
+// ErrInvalidConfig.
 func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if db == nil {
 		return nil, fmt.Errorf("fastpgcache: new: %w: db is nil", ErrInvalidConfig)
@@ -118,7 +131,8 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("fastpgcache: new: %w", err)
 	}
-	c := &Cache{core: &core{db: db, cfg: cfg}}
+	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
+	c.background, c.stop = context.WithCancel(context.Background())
 	sql := func(op, text string, args int) *statement {
 		return newStatement(op, text, cfg.schema(), cfg.User, args)
 	}
@@ -129,13 +143,32 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.ttl = sql("ttl", ttlSQL, 1)
 	c.stmt.expire = sql("expire", expireSQL, 2)
 	c.stmt.persist = sql("persist", persistSQL, 1)
-	c.stmt.cleanup = sql("cleanup", cleanupSQL, 2)
+	c.stmt.cleanup = sql("cleanup", cleanupSQL, 3)
+	c.stmt.add = sql("add", addSQL, 4)
+	c.stmt.increment = sql("increment", incrementSQL, 3)
+	c.stmt.take = sql("take", takeSQL, 1)
+	c.stmt.keys = sql("keys", keysSQL, 3)
+	c.stmt.clear = sql("clear", clearSQL, 1)
+	c.stmt.clearLeases = sql("clear", clearLeasesSQL, 0)
+	c.stmt.acquire = sql("get or set", acquireSQL, 3)
+	c.stmt.renew = sql("get or set", renewSQL, 3)
+	c.stmt.release = sql("get or set", releaseSQL, 2)
+	c.stmt.look = sql("get or set", lookSQL, 1)
+	c.stmt.store = sql("get or set", storeSQL, 6)
+	for _, s := range []*statement{c.stmt.cleanup, c.stmt.keys, c.stmt.clear, c.stmt.clearLeases} {
+		s.keyless = true
+	}
+	if cfg.CleanupInterval > 0 {
+		c.start(c.cleanUp)
+	}
 	return c, nil
 }
 
 func (c *core) statements() []*statement {
 	s := &c.stmt
-	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup}
+	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup,
+		s.add, s.increment, s.take, s.keys, s.clear, s.clearLeases,
+		s.acquire, s.renew, s.release, s.look, s.store}
 }
 
 // Open returns a cache over a pool of its own, on lib/pq, with at most 10
@@ -173,13 +206,15 @@ func OpenConnector(connector driver.Connector, cfg Config) (*Cache, error) {
 // DB returns the pool that the cache runs on.
 func (c *Cache) DB() *sql.DB { return c.db }
 
-// Close stops background work and waits for it, releases the prepared statements,
-// and closes the pool if the cache owns it. Operations after it fail with
-// ErrClosed; further calls do nothing, as on a cache that WithTx returned.
+// Close stops background work and waits for it, the loaders of GetOrSet included,
+// whose ctx it ends; releases the prepared statements; and closes the pool if the
+// cache owns it. Operations after it fail with ErrClosed; further calls do nothing,
+// as on a cache that WithTx returned.
 func (c *Cache) Close() error {
-	if c.tx != nil || c.closed.Swap(true) {
+	if c.tx != nil || !c.stopWorkers() {
 		return nil
 	}
+	c.closed.Store(true)
 	for _, s := range c.statements() {
 		s.close()
 	}
@@ -190,6 +225,35 @@ func (c *Cache) Close() error {
 		return fmt.Errorf("fastpgcache: close: %w", err)
 	}
 	return nil
+}
+
+// start runs work on a goroutine that Close stops, by ctx, and awaits. It reports
+// false, and runs nothing, once Close was called.
+func (c *core) start(work func(ctx context.Context)) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.background.Err() != nil {
+		return false
+	}
+	c.workers.Go(func() { work(c.background) })
+	return true
+}
+
+// stopWorkers reports false to all but its first caller.
+func (c *core) stopWorkers() bool {
+	c.mu.Lock()
+	stopped := c.background.Err() != nil
+	c.stop()
+	c.mu.Unlock()
+	c.workers.Wait()
+	return !stopped
+}
+
+// report hands an error of background work to the user.
+func (c *core) report(err error) {
+	if c.cfg.OnError != nil {
+		c.cfg.OnError(err)
+	}
 }
 
 // WithTx returns a cache whose operations run inside tx, seen by others when tx
@@ -226,7 +290,11 @@ func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duratio
 	if err != nil {
 		return c.fail(ctx, op, err)
 	}
-	return c.set(ctx, key, v, micros)
+	if err := c.set(ctx, key, v, micros); err != nil {
+		return err
+	}
+	c.stats.sets.Add(1)
+	return nil
 }
 
 const setSQL = `
@@ -255,8 +323,12 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 		return false, c.fail(ctx, op, err)
 	}
 	v, found, err := c.get(ctx, key)
-	if err != nil || !found {
+	if err != nil {
 		return false, err
+	}
+	c.stats.lookup(found)
+	if !found {
+		return false, nil
 	}
 	if err := decode(v, dest); err != nil {
 		return true, c.fail(ctx, op, err)
@@ -282,17 +354,33 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	if err := checkKey(key); err != nil {
 		return false, c.fail(ctx, "delete", err)
 	}
-	return c.delete(ctx, key)
+	deleted, err = c.delete(ctx, key)
+	if deleted {
+		c.stats.deletes.Add(1)
+	}
+	return deleted, err
 }
 
+// A load that is under way must not be stored behind a Delete: with its lease gone
+// it cannot be. The lease that this statement sees and no longer finds ended with
+// storing, maybe an entry that this statement does not see; then it runs again.
 const deleteSQL = `
-WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
-DELETE FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
+entry AS (
+  DELETE FROM {schema}.cache
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp()) RETURNING key)
+SELECT EXISTS (SELECT FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1) AND NOT EXISTS (SELECT FROM lease) AS again,
+  EXISTS (SELECT FROM entry) AS deleted`
 
-func (c *Cache) delete(ctx context.Context, key string) (bool, error) {
-	n, err := c.exec(ctx, c.stmt.del, c.args(key)...)
-	return n > 0, err
+func (c *Cache) delete(ctx context.Context, key string) (deleted bool, err error) {
+	var again bool
+	_, err = c.row(ctx, c.stmt.del, c.args(key), &again, &deleted)
+	if err == nil && again {
+		var deletedNow bool
+		_, err = c.row(ctx, c.stmt.del, c.args(key), &again, &deletedNow)
+		deleted = deleted || deletedNow
+	}
+	return deleted, err
 }
 
 // Exists reports whether key is there.
@@ -300,7 +388,11 @@ func (c *Cache) Exists(ctx context.Context, key string) (bool, error) {
 	if err := checkKey(key); err != nil {
 		return false, c.fail(ctx, "exists", err)
 	}
-	return c.exists(ctx, key)
+	exists, err := c.exists(ctx, key)
+	if err == nil {
+		c.stats.lookup(exists)
+	}
+	return exists, err
 }
 
 const existsSQL = `

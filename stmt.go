@@ -16,8 +16,9 @@ import (
 // statement is one SQL text and, on first use, its prepared form, which
 // database/sql prepares again on each connection that it meets.
 type statement struct {
-	op   string // for errors
-	text string
+	op      string // for errors
+	text    string
+	keyless bool // not about one key, for Stats
 
 	preparing atomic.Bool
 	prepared  atomic.Pointer[sql.Stmt]
@@ -143,6 +144,10 @@ func (c *Cache) attempt(ctx context.Context, s *statement, run func(*sql.Stmt) e
 	if c.closed.Load() {
 		return ErrClosed
 	}
+	c.stats.statements.Add(1)
+	if !s.keyless {
+		c.stats.keys.Add(1)
+	}
 	if c.tx != nil || c.cfg.DisablePrepare {
 		return run(nil)
 	}
@@ -204,6 +209,7 @@ const (
 // fail turns err, of operation op, into what the caller gets: prefixed once,
 // naming the operation, and matching the sentinels.
 func (c *Cache) fail(ctx context.Context, op string, err error) error {
+	c.stats.errors.Add(1)
 	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
 		// A driver reports a cancelled query in words of its own.
 		err = fmt.Errorf("%w: %w", ctxErr, err)

@@ -45,6 +45,14 @@ func (e encoded) columns() (value, valueBytes any) {
 	return nil, e.bytes
 }
 
+// value returns the bytes that Get will.
+func (e encoded) value() Value {
+	if e.isText {
+		return Value(e.text)
+	}
+	return e.bytes
+}
+
 // encode copies what it keeps of value: the caller may reuse its bytes.
 func encode(value any) (encoded, error) {
 	switch v := value.(type) {
