@@ -9,23 +9,14 @@ import (
 // reports whether it did: of any number of concurrent callers exactly one. Errors
 // are those of Set.
 func (c *Cache) Add(ctx context.Context, key string, value any, ttl time.Duration) (added bool, err error) {
-	const op = "add"
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, op, err)
+	e, err := newEntry(key, value, ttl)
+	if err == nil {
+		added, err = c.add(ctx, e)
 	}
-	micros, err := storeTTL(ttl)
-	if err != nil {
-		return false, c.fail(ctx, op, err)
-	}
-	v, err := encode(value)
-	if err != nil {
-		return false, c.fail(ctx, op, err)
-	}
-	added, err = c.add(ctx, key, v, micros)
 	if added {
 		c.stats.sets.Add(1)
 	}
-	return added, err
+	return added, c.fail(ctx, "add", err)
 }
 
 const addSQL = `
@@ -35,9 +26,9 @@ ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
 WHERE c.expires_at <= statement_timestamp()`
 
-func (c *Cache) add(ctx context.Context, key string, v encoded, micros any) (bool, error) {
-	value, valueBytes := v.columns()
-	n, err := c.exec(ctx, c.stmt.add, c.args(key, value, valueBytes, micros)...)
+func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
+	value, valueBytes := e.value.arguments()
+	n, err := c.exec(ctx, c.stmt.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
 	return n > 0, err
 }
 
@@ -50,24 +41,18 @@ func (c *Cache) add(ctx context.Context, key string, v encoded, micros any) (boo
 // "-0", " 5" or "5.0", the same as Redis has it) or the sum would not be one; a
 // transaction goes on. Other errors are those of Set; after one of unknown outcome
 // a second call may count twice.
-func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time.Duration) (int64, error) {
-	const op = "increment"
-	if err := checkKey(key); err != nil {
-		return 0, c.fail(ctx, op, err)
-	}
+func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time.Duration) (sum int64, err error) {
 	micros, err := storeTTL(ttl)
-	if err != nil {
-		return 0, c.fail(ctx, op, err)
+	if err == nil {
+		err = checkKey(key)
 	}
-	sum, done, err := c.increment(ctx, key, delta, micros)
-	if err != nil {
-		return 0, err
+	if err == nil {
+		sum, err = c.increment(ctx, key, delta, micros)
 	}
-	if !done {
-		return 0, c.fail(ctx, op, ErrNotInteger)
+	if err == nil {
+		c.stats.sets.Add(1)
 	}
-	c.stats.sets.Add(1)
-	return sum, nil
+	return sum, c.fail(ctx, "increment", err)
 }
 
 // The CASE keeps what is no number from the arithmetic, and numeric keeps what is
@@ -86,40 +71,44 @@ WHERE c.expires_at <= statement_timestamp()
     AND c.value::numeric + excluded.value::numeric BETWEEN -9223372036854775808 AND 9223372036854775807 END
 RETURNING value`
 
-// increment reports done only if there was a number to add to.
-func (c *Cache) increment(ctx context.Context, key string, delta int64, micros any) (sum int64, done bool, err error) {
-	done, err = c.row(ctx, c.stmt.increment, c.args(key, delta, micros), &sum)
-	return sum, done, err
+func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) (sum int64, err error) {
+	found, err := c.row(ctx, c.stmt.increment, c.args(key, delta, ttlArgument(micros)), &sum)
+	if err == nil && !found {
+		err = ErrNotInteger
+	}
+	return sum, err
 }
 
 // Take removes key and returns what was there: to exactly one of any number of
 // concurrent callers.
 func (c *Cache) Take(ctx context.Context, key string) (v Value, found bool, err error) {
-	if err := checkKey(key); err != nil {
-		return nil, false, c.fail(ctx, "take", err)
+	if err = checkKey(key); err == nil {
+		v, found, err = c.take(ctx, key)
 	}
-	v, found, err = c.take(ctx, key)
-	if err != nil {
-		return nil, false, err
+	if err == nil {
+		c.stats.lookup(found)
 	}
-	c.stats.lookup(found)
 	if found {
 		c.stats.deletes.Add(1)
 	}
-	return v, found, nil
+	return v, found, c.fail(ctx, "take", err)
 }
 
+// The lease goes first, as it does where an entry is stored that was loaded: so the
+// two do not wait for each other.
 const takeSQL = `
-WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
+WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key)
 DELETE FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  AND (SELECT count(*) FROM lease) >= 0
 RETURNING value, value_bytes`
 
 func (c *Cache) take(ctx context.Context, key string) (v Value, found bool, err error) {
-	var value, valueBytes []byte
+	var value, valueBytes any
 	found, err = c.row(ctx, c.stmt.take, c.args(key), &value, &valueBytes)
-	if value == nil {
-		value = valueBytes
+	if found {
+		s, _ := fromColumns(value, valueBytes)
+		v = s.value()
 	}
-	return value, found, err
+	return v, found, err
 }

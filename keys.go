@@ -14,9 +14,9 @@ import (
 // bytes; an empty prefix means all of them. No character of it is special. A key
 // that lives throughout the walk comes exactly once, one that comes or goes
 // meanwhile at most once. Between the pages that it reads, of 1,000 keys, it holds
-// no connection and no snapshot: the loop may take its time, use the cache, and
-// break. An error, ErrInvalidKey for a prefix that no key can have among them, comes as the last pair, with an
-// empty key.
+// neither connection nor snapshot: the loop may take its time, use the cache, and
+// break. An error comes with an empty key, and is the last; it matches ErrInvalidKey
+// for a prefix that no key can have.
 func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if prefix != "" {
@@ -28,7 +28,7 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 		for after := ""; ; {
 			page, err := c.keys(ctx, prefix, after)
 			if err != nil {
-				yield("", err)
+				yield("", c.fail(ctx, "keys", err))
 				return
 			}
 			for _, after = range page {
@@ -76,19 +76,15 @@ func (c *Cache) keys(ctx context.Context, prefix, after string) (page []string, 
 // 1,000 entries each, so it holds nobody up, and entries that are written meanwhile
 // may stay. When it fails, removed counts what was removed until then.
 func (c *Cache) Clear(ctx context.Context) (removed int, err error) {
-	// First the leases, so that what is being loaded now is not stored behind us.
-	if _, err := c.exec(ctx, c.stmt.clearLeases, c.args()...); err != nil {
-		return 0, err
-	}
-	for after := new(string); after != nil; {
+	// First the leases, so that what is being loaded is not stored behind us.
+	_, err = c.exec(ctx, c.stmt.clearLeases, c.args()...)
+	for after := new(string); after != nil && err == nil; {
 		var n int
-		if n, after, err = c.clear(ctx, *after); err != nil {
-			return removed, err
-		}
-		c.stats.deletes.Add(int64(n))
+		n, after, err = c.clear(ctx, *after)
 		removed += n
 	}
-	return removed, nil
+	c.stats.deletes.Add(int64(removed))
+	return removed, c.fail(ctx, "clear", err)
 }
 
 const clearLeasesSQL = `

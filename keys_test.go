@@ -24,8 +24,8 @@ func keysOf(t *testing.T, c *Cache, prefix string) []string {
 	return all
 }
 
-// fill stores n entries, named by the format.
-func fill(t testing.TB, c *Cache, format string, n int) {
+// fillKeys stores n entries, named by the format.
+func fillKeys(t testing.TB, c *Cache, format string, n int) {
 	t.Helper()
 	if _, err := c.DB().Exec(`INSERT INTO cache (user_id, key, value)
 		SELECT current_user, format($1::text, to_char(i, 'FM0000000')), 'x' FROM generate_series(1, $2::int) i`, format, n); err != nil {
@@ -77,9 +77,9 @@ func TestKeysSeesEachKeyThatStaysExactlyOnce(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
-	fill(t, c, "stays %s", 3*keysPage)
-	fill(t, c, "goes %s", 100)
-	fill(t, c, "t%s", 100)
+	fillKeys(t, c, "stays %s", 3*keysPage)
+	fillKeys(t, c, "goes %s", 100)
+	fillKeys(t, c, "t%s", 100)
 	seen := map[string]int{}
 	n := 0
 	for key, err := range c.Keys(ctx, "") {
@@ -89,8 +89,8 @@ func TestKeysSeesEachKeyThatStaysExactlyOnce(t *testing.T) {
 		seen[key]++
 		// Keys before, at and after the cursor come, go and are written anew.
 		if n++; n%100 == 0 {
-			fill(t, c, fmt.Sprintf("stays %d new %%s", n), 5)
-			fill(t, c, fmt.Sprintf("a%d %%s", n), 5)
+			fillKeys(t, c, fmt.Sprintf("stays %d new %%s", n), 5)
+			fillKeys(t, c, fmt.Sprintf("a%d %%s", n), 5)
 			_, err1 := c.Delete(ctx, fmt.Sprintf("goes %07d", n/100))
 			_, err2 := c.Delete(ctx, fmt.Sprintf("t%07d", n/100))
 			if err := errors.Join(err1, err2, c.Set(ctx, key, "again", time.Hour)); err != nil {
@@ -115,7 +115,7 @@ func TestKeysHoldsNothingBetweenPagesAndStopsWithItsLoop(t *testing.T) {
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
 	c.DB().SetMaxOpenConns(1)
-	fill(t, c, "%s", 2*keysPage+5)
+	fillKeys(t, c, "%s", 2*keysPage+5)
 	walk := func(c *Cache) {
 		before := c.Stats().Statements
 		n := 0
@@ -162,7 +162,7 @@ func TestKeysRunsOnThePrimaryKey(t *testing.T) {
 	dsn, admin := setUp(t)
 	c := openCache(t, dsn, Config{})
 	service := openCache(t, admin, Config{User: pgUser(t, c)})
-	fill(t, c, "%s", 60_000)
+	fillKeys(t, c, "%s", 60_000)
 	for _, analysed := range []bool{false, true} {
 		if analysed {
 			execAdmin(t, admin, `ANALYZE cache`)
@@ -235,7 +235,7 @@ func TestClearRemovesTheUsersEntriesInBatches(t *testing.T) {
 	if n, err := c.Clear(ctx); err != nil || n != 0 {
 		t.Errorf("nothing: got %d, %v", n, err)
 	}
-	fill(t, c, "%s", 2*keysPage+5)
+	fillKeys(t, c, "%s", 2*keysPage+5)
 	expired(t, c, "expired", 1)
 	before := c.Stats().Statements
 	if n, err := c.Clear(ctx); err != nil || n != 2*keysPage+5 {
@@ -250,7 +250,7 @@ func TestClearRemovesTheUsersEntriesInBatches(t *testing.T) {
 	}
 	wantEntry(t, other, "theirs", "1")
 
-	fill(t, c, "%s", 10)
+	fillKeys(t, c, "%s", 10)
 	inTx(t, c, false, func(c *Cache) {
 		if n, err := c.Clear(ctx); err != nil || n != 10 {
 			t.Errorf("in a transaction: got %d, %v", n, err)

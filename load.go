@@ -39,44 +39,84 @@ const leaseFor = 10 * time.Second
 // load returned.
 func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
-	const op = "get or set"
-	if err := checkKey(key); err != nil {
-		return c.fail(ctx, op, err)
-	}
-	if err := checkDest(dest); err != nil {
-		return c.fail(ctx, op, err)
-	}
 	micros, err := storeTTL(ttl)
+	if err == nil {
+		err = checkKey(key)
+	}
+	if err == nil {
+		err = checkDest(dest)
+	}
+	if err == nil && load == nil {
+		err = errors.New("load is nil")
+	}
+	if err == nil {
+		if c.tx != nil {
+			err = c.getOrSetInTx(ctx, key, dest, micros, load)
+		} else {
+			err = c.getOrSet(ctx, key, dest, micros, load)
+		}
+	}
+	if failed := (*loadError)(nil); errors.As(err, &failed) {
+		return fmt.Errorf("fastpgcache: get or set: %w", err)
+	}
+	return c.fail(ctx, "get or set", err)
+}
+
+// loadError is an error of a loader, whose SQLSTATE is not about the cache.
+type loadError struct{ err error }
+
+func (e *loadError) Error() string { return "load: " + e.err.Error() }
+func (e *loadError) Unwrap() error { return e.err }
+
+func (c *Cache) getOrSetInTx(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) error {
+	v, found, err := c.get(ctx, key)
 	if err != nil {
-		return c.fail(ctx, op, err)
+		return err
 	}
-	if load == nil {
-		return c.fail(ctx, op, errors.New("load is nil"))
+	hit := found && decodes(v, dest)
+	c.stats.lookup(hit)
+	if hit {
+		return nil
 	}
-	var own *flight // the one that this caller led, if it was overtaken
+	c.stats.loads.Add(1)
+	value, err := load(ctx)
+	if err != nil {
+		return &loadError{err}
+	}
+	if v, err = encode(value); err != nil {
+		return err
+	}
+	if err := c.set(ctx, entry{key, v, micros}); err != nil {
+		return err
+	}
+	c.stats.sets.Add(1)
+	return v.decode(dest)
+}
+
+func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) error {
+	var own *flight // that this caller led and another's write overtook
 	for {
 		v, found, err := c.get(ctx, key)
+		hit := found && decodes(v, dest)
+		if err == nil {
+			c.stats.lookup(hit)
+		}
 		switch {
-		case found && decodes(v, dest):
-			c.stats.lookup(true)
+		case hit:
 			return nil
 		case ctx.Err() != nil:
-			return c.fail(ctx, op, ctx.Err())
-		case errors.Is(err, ErrClosed), err != nil && c.tx != nil:
+			return ctx.Err()
+		case errors.Is(err, ErrClosed):
 			return err
 		case own != nil:
-			return c.decodeLoaded(ctx, own.value, dest)
-		}
-		c.stats.lookup(false)
-		if c.tx != nil {
-			return c.loadInTx(ctx, key, dest, micros, load)
+			return own.value.decode(dest)
 		}
 		f, first := c.join(ctx, key, dest, micros, load)
 		select {
 		case <-f.done:
 		case <-ctx.Done():
 			c.leave(f)
-			return c.fail(ctx, op, ctx.Err())
+			return ctx.Err()
 		}
 		switch {
 		case first && f.panicked != nil:
@@ -85,9 +125,9 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 			return f.err
 		case f.entry && decodes(f.value, dest):
 			return nil
-		case f.entry: // of a type that suited the first caller only
+		case f.entry: // which decodes for the first caller, but not for this one
 		case !f.overtaken:
-			return c.decodeLoaded(ctx, f.value, dest)
+			return f.value.decode(dest)
 		case first:
 			own = f
 		}
@@ -95,42 +135,12 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 }
 
 // decodes reports whether it filled dest; if not, dest is left empty.
-func decodes(v Value, dest any) bool {
-	if decode(v, dest) == nil {
+func decodes(v stored, dest any) bool {
+	if v.decode(dest) == nil {
 		return true
 	}
 	reflect.ValueOf(dest).Elem().SetZero()
 	return false
-}
-
-func (c *Cache) decodeLoaded(ctx context.Context, v Value, dest any) error {
-	if err := decode(v, dest); err != nil {
-		return c.fail(ctx, "get or set", err)
-	}
-	return nil
-}
-
-func (c *Cache) loadInTx(ctx context.Context, key string, dest, micros any, load func(context.Context) (any, error)) error {
-	c.stats.loads.Add(1)
-	value, err := load(ctx)
-	if err != nil {
-		return loadError(err)
-	}
-	v, err := encode(value)
-	if err != nil {
-		return c.fail(ctx, "get or set", err)
-	}
-	if err := c.set(ctx, key, v, micros); err != nil {
-		return err
-	}
-	c.stats.sets.Add(1)
-	return c.decodeLoaded(ctx, v.value(), dest)
-}
-
-// loadError does not classify err, as fail would: its SQLSTATE may be about other
-// tables than the cache's.
-func loadError(err error) error {
-	return fmt.Errorf("fastpgcache: get or set: load: %w", err)
 }
 
 // flights are the searches for values that go on in this process.
@@ -144,52 +154,45 @@ type flights struct {
 type flight struct {
 	key    string
 	dest   reflect.Type // what an entry must decode into; nil: it need not
-	micros any
+	micros int64
 	load   func(context.Context) (any, error)
 
+	cancel  context.CancelFunc
+	callers int    // that wait
 	holder  string // of the lease
 	leased  bool   // there may be a lease to give back
-	callers int    // that wait
-	cancel  context.CancelFunc
 
 	done      chan struct{} // closed when what follows is final
-	value     Value
-	entry     bool // value is an entry that another process stored
-	overtaken bool // value was loaded, and not stored since the entry changed
+	value     stored
+	entry     bool // value is an entry that was there
+	overtaken bool // value was loaded but not stored, for the entry has changed
 	err       error
 	panicked  any // what load panicked with, besides err
 }
 
 // join returns the flight for key, and whether the caller is the first in it.
-func (c *Cache) join(ctx context.Context, key string, dest, micros any, load func(context.Context) (any, error)) (*flight, bool) {
+func (c *Cache) join(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) (f *flight, first bool) {
 	c.flights.mu.Lock()
-	defer c.flights.mu.Unlock()
 	if f := c.flights.byKey[key]; f != nil {
 		f.callers++
+		c.flights.mu.Unlock()
 		return f, false
 	}
-	f := &flight{key: key, micros: micros, load: load, holder: rand.Text(), callers: 1, done: make(chan struct{})}
+	f = &flight{key: key, micros: micros, load: load, callers: 1, holder: rand.Text(), done: make(chan struct{})}
 	if dest != nil {
 		f.dest = reflect.TypeOf(dest).Elem()
 	}
 	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	started := c.start(func(background context.Context) {
-		defer context.AfterFunc(background, f.cancel)()
-		c.fly(ctx, f)
-	})
-	if !started {
-		f.err = c.fail(ctx, "get or set", ErrClosed)
-		close(f.done)
-		return f, true
-	}
 	if c.flights.byKey == nil {
 		c.flights.byKey = make(map[string]*flight)
 	}
 	c.flights.byKey[key] = f
+	c.flights.mu.Unlock()
+	c.background(func() { c.fly(ctx, f) })
 	return f, true
 }
 
-// leave ends the flight that nobody waits for, and keeps others from joining it.
+// leave ends a flight that nobody waits for any more, and keeps others from it.
 func (c *Cache) leave(f *flight) {
 	c.flights.mu.Lock()
 	defer c.flights.mu.Unlock()
@@ -214,8 +217,10 @@ func (c *Cache) land(f *flight) {
 	close(f.done)
 }
 
-// fly is the whole of a flight. It ends also where load ends the goroutine.
+// fly is the whole of a flight. What is deferred is done, too, if load panics or
+// ends the goroutine.
 func (c *Cache) fly(ctx context.Context, f *flight) {
+	defer context.AfterFunc(c.ctx, f.cancel)()
 	defer f.cancel()
 	defer c.release(ctx, f)
 	defer c.land(f)
@@ -227,41 +232,41 @@ func (c *Cache) fly(ctx context.Context, f *flight) {
 	if held {
 		renewing, stop := context.WithCancel(ctx)
 		defer stop()
-		c.workers.Go(func() { c.renew(renewing, f) })
+		c.background(func() { c.renew(renewing, f) })
 	}
-	v, ok := c.call(ctx, f)
-	if !ok {
+	if !c.call(ctx, f) || !held {
 		return
 	}
-	f.value = v.value()
-	if held {
-		stored, err := c.store(ctx, f, v, version)
-		if err != nil {
-			c.report(err)
-			return
-		}
-		f.overtaken = !stored
+	stored, err := c.store(ctx, f, version)
+	if err != nil && !errors.Is(err, ErrClosed) {
+		c.report("get or set", err)
 	}
+	f.overtaken = err == nil && !stored
 }
 
-// await returns when f is to load: with the lease and the version of the entry that
-// what it loads will replace, or without the lease if the database fails. If there
-// is an entry by then, or nobody waits any more, it says so in f.
+// await returns when f is to load: with the lease, and the version of the entry that
+// is to be replaced, or without the lease if the database fails. If there is an
+// entry by then, or nobody waits any more, f says so.
 func (c *Cache) await(ctx context.Context, f *flight) (version sql.NullString, held bool) {
 	for attempt := 1; ; attempt++ {
 		held, err := c.acquire(ctx, f)
 		f.leased = held || err != nil
-		var value Value
+		var value stored
 		var live bool
 		if err == nil {
-			// In a statement of its own, after the lease: whoever had it before
-			// may have stored the entry at the last moment.
+			// After the lease, and not with it: who had it before may just have
+			// stored the entry.
 			value, live, version, err = c.look(ctx, f.key)
 		}
 		switch {
+		case c.closed.Load():
+			f.err = ErrClosed
+			return version, false
 		case ctx.Err() != nil:
+			f.err = ctx.Err()
+			return version, false
 		case err != nil:
-			c.report(err)
+			c.report("get or set", err)
 			return version, false
 		case live && (f.dest == nil || decodes(value, reflect.New(f.dest).Interface())):
 			f.value, f.entry = value, true
@@ -269,39 +274,32 @@ func (c *Cache) await(ctx context.Context, f *flight) (version sql.NullString, h
 		case held:
 			return version, true
 		}
-		const longest = 7 // 64 to 128 ms
-		if !sleep(ctx, backoff(min(attempt, longest))) {
-			f.err = c.fail(ctx, "get or set", ErrClosed) // or nobody is there to read it
-			return version, false
-		}
+		const slowest = 7 // 64 to 128 ms
+		sleep(ctx, backoff(min(attempt, slowest)))
 	}
 }
 
-// call runs load, and reports whether it returned a value; if not, f has the error.
-func (c *Cache) call(ctx context.Context, f *flight) (v encoded, ok bool) {
+// call runs load, and reports whether f has its value now, rather than an error.
+func (c *Cache) call(ctx context.Context, f *flight) bool {
 	returned := false
 	defer func() {
 		if !returned { // but panicked, or ended the goroutine
 			f.panicked = recover()
-			f.err = loadError(fmt.Errorf("panic: %v", f.panicked))
+			f.err = &loadError{fmt.Errorf("panic: %v", f.panicked)}
 		}
 	}()
 	c.stats.loads.Add(1)
 	value, err := f.load(ctx)
 	returned = true
 	switch {
-	case err != nil && c.background.Err() != nil:
-		f.err = loadError(fmt.Errorf("%w: %w", ErrClosed, err))
-		return v, false
-	case err != nil:
-		f.err = loadError(err)
-		return v, false
+	case err == nil:
+		f.value, f.err = encode(value)
+	case c.closed.Load():
+		f.err = &loadError{fmt.Errorf("%w: %w", ErrClosed, err)}
+	default:
+		f.err = &loadError{err}
 	}
-	if v, err = encode(value); err != nil {
-		f.err = c.fail(context.WithoutCancel(ctx), "get or set", err)
-		return v, false
-	}
-	return v, true
+	return f.err == nil
 }
 
 const acquireSQL = `
@@ -312,7 +310,7 @@ WHERE l.expires_at <= statement_timestamp()`
 
 // acquire reports whether nobody else holds the lease.
 func (c *Cache) acquire(ctx context.Context, f *flight) (bool, error) {
-	n, err := c.exec(ctx, c.stmt.acquire, c.args(f.key, f.holder, microseconds(c.leaseFor))...)
+	n, err := c.exec(ctx, c.stmt.acquire, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
 	return n > 0, err
 }
 
@@ -323,9 +321,9 @@ WHERE user_id = {user} AND key = $1 AND holder = $2`
 // renew keeps the lease until ctx ends, or it is lost.
 func (c *Cache) renew(ctx context.Context, f *flight) {
 	for sleep(ctx, c.leaseFor/3) {
-		n, err := c.exec(ctx, c.stmt.renew, c.args(f.key, f.holder, microseconds(c.leaseFor))...)
+		n, err := c.exec(ctx, c.stmt.renew, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
 		if err != nil && ctx.Err() == nil {
-			c.report(err)
+			c.report("get or set", err)
 		}
 		if err == nil && n == 0 {
 			return
@@ -336,28 +334,28 @@ func (c *Cache) renew(ctx context.Context, f *flight) {
 const releaseSQL = `
 DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 AND holder = $2`
 
-// release gives the lease back, if f has one. Should that fail, it runs out.
+// release gives the lease back, if f has one; also while the cache closes, or other
+// processes would wait until it runs out, as they do if this fails.
 func (c *Cache) release(ctx context.Context, f *flight) {
 	if f.leased {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
 		defer cancel()
-		c.exec(ctx, c.stmt.release, c.args(f.key, f.holder)...)
+		c.db.ExecContext(ctx, c.stmt.release.text, c.args(f.key, f.holder)...)
 	}
 }
 
 const lookSQL = `
 SELECT value, value_bytes, (expires_at <= statement_timestamp()) IS NOT TRUE, xmin::text FROM {schema}.cache
-WHERE user_id = {user} AND key = $1`
+WHERE user_id = {user} AND key = $1
+LIMIT 1`
 
 // look returns what is under key, live or expired, and its version, which every
 // write changes.
-func (c *Cache) look(ctx context.Context, key string) (v Value, live bool, version sql.NullString, err error) {
-	var value, valueBytes []byte
+func (c *Cache) look(ctx context.Context, key string) (v stored, live bool, version sql.NullString, err error) {
+	var value, valueBytes any
 	_, err = c.row(ctx, c.stmt.look, c.args(key), &value, &valueBytes, &live, &version)
-	if value == nil {
-		value = valueBytes
-	}
-	return value, live, version, err
+	v, _ = fromColumns(value, valueBytes)
+	return v, live, version, err
 }
 
 const storeSQL = `
@@ -368,13 +366,14 @@ ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
 WHERE c.xmin::text = $6`
 
-// store ends the lease, and reports whether it stored v: not if the lease was lost,
-// to a Delete or another process, or the entry is not what it was at version.
-func (c *Cache) store(ctx context.Context, f *flight, v encoded, version sql.NullString) (bool, error) {
+// store ends the lease, and reports whether it stored what was loaded: not if the
+// lease was lost, to a Delete or another process, or the entry is not at version any
+// more.
+func (c *Cache) store(ctx context.Context, f *flight, version sql.NullString) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
 	defer cancel()
-	value, valueBytes := v.columns()
-	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, f.micros, f.holder, version)...)
+	value, valueBytes := f.value.arguments()
+	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, version)...)
 	if err != nil {
 		return false, err
 	}

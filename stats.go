@@ -15,8 +15,8 @@ type Stats struct {
 	Loads   int64 // calls of GetOrSet's loaders
 
 	Statements int64 // sent to the database
-	Keys       int64 // that these were about: Keys / Statements is what merging calls gains
-	Errors     int64 // returned, or given to Config.OnError
+	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge
+	Errors     int64 // of the cache, returned or given to Config.OnError; not those of loaders
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 }

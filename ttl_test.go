@@ -86,7 +86,7 @@ func TestBackgroundCleanupIsOneProcessAtATime(t *testing.T) {
 	dsn, admin := setUp(t)
 	one, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
 	owner := openCache(t, admin, Config{})
-	hour := microseconds(time.Hour)
+	hour := time.Hour.Microseconds()
 
 	expired(t, owner, "a", 1) // another user's
 	if n, err := one.cleanup(ctx, hour); err != nil || n != 1 {
@@ -127,7 +127,7 @@ func TestBackgroundCleanupRemovesExpiredEntries(t *testing.T) {
 		openCache(t, dsn, Config{CleanupInterval: 20 * time.Millisecond})
 	}
 	c := openCache(t, dsn, Config{})
-	fill(t, c, "%s", 1000)
+	fillKeys(t, c, "%s", 1000)
 	execAdmin(t, admin, `UPDATE cache SET expires_at = statement_timestamp() WHERE key < '0000900'`)
 	db := openDB(t, admin)
 	eventually(t, "only live entries are left", func() bool {
