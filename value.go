@@ -47,31 +47,43 @@ func (e encoded) columns() (value, valueBytes any) {
 
 // encode copies what it keeps of value: the caller may reuse its bytes.
 func encode(value any) (encoded, error) {
+	var b []byte
 	switch v := value.(type) {
 	case string:
 		return encodeText(v)
 	case []byte:
-		return encodeText(string(v))
+		b = v
 	case json.RawMessage:
-		return encodeText(string(v))
+		b = v
 	case Value:
-		return encodeText(string(v))
+		b = v
+	default:
+		var err error
+		if b, err = json.Marshal(value); err != nil {
+			return encoded{}, fmt.Errorf("encode value: %w", err)
+		}
 	}
-	b, err := json.Marshal(value)
-	if err != nil {
-		return encoded{}, fmt.Errorf("encode value: %w", err)
+	if err := checkSize(len(b)); err != nil { // before the copy
+		return encoded{}, err
 	}
 	return encodeText(string(b))
 }
 
 func encodeText(s string) (encoded, error) {
-	if len(s) > maxValueBytes {
-		return encoded{}, fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, len(s), maxValueBytes)
+	if err := checkSize(len(s)); err != nil {
+		return encoded{}, err
 	}
 	if isText(s) {
 		return encoded{text: s, isText: true}, nil
 	}
 	return encoded{bytes: []byte(s)}, nil
+}
+
+func checkSize(n int) error {
+	if n > maxValueBytes {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, n, maxValueBytes)
+	}
+	return nil
 }
 
 // isText reports whether PostgreSQL can hold s as text.
@@ -114,9 +126,12 @@ func decode(v []byte, dest any) error {
 	case *Value:
 		*d = append(Value{}, v...)
 	case *any:
-		if json.Unmarshal(v, d) != nil {
-			*d = string(v)
+		// Not into d itself: json follows a pointer that it holds.
+		var parsed any
+		if json.Unmarshal(v, &parsed) != nil {
+			parsed = string(v)
 		}
+		*d = parsed
 	default:
 		if err := json.Unmarshal(v, dest); err != nil {
 			return fmt.Errorf("decode value: %w", err)
