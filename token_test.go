@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -374,5 +375,12 @@ func TestRootPackageDoesNotImportTheSDK(t *testing.T) {
 		if strings.Contains(pkg, "databricks") {
 			t.Errorf("the root package imports %s", pkg)
 		}
+	}
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
