@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"time"
 
@@ -103,7 +104,7 @@ func NewConnector(ctx context.Context, cfg Config) (*fastpgcache.Connector, erro
 		}
 		cfg.User = me.UserName
 	}
-	tokens, err := NewTokenCache(ctx, cfg)
+	tokens, err := cfg.newTokenCache(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +121,10 @@ func NewTokenCache(ctx context.Context, cfg Config) (*fastpgcache.TokenCache, er
 	if err != nil {
 		return nil, err
 	}
+	return cfg.newTokenCache(ctx)
+}
+
+func (cfg Config) newTokenCache(ctx context.Context) (*fastpgcache.TokenCache, error) {
 	tokens := fastpgcache.NewTokenCache(cfg.fetchToken)
 	if _, err := tokens.Refresh(ctx); err != nil {
 		return nil, err
@@ -127,26 +132,39 @@ func NewTokenCache(ctx context.Context, cfg Config) (*fastpgcache.TokenCache, er
 	return tokens, nil
 }
 
-// withClient checks cfg and returns it with a Client.
+// withClient checks cfg and returns it with a Client that has logged in to the workspace.
 func (cfg Config) withClient(ctx context.Context) (Config, error) {
 	if (cfg.Instance == "") == (cfg.Endpoint == "") {
 		return cfg, fmt.Errorf("fastpgcache: lakebase: %w: give either Instance or Endpoint", fastpgcache.ErrInvalidConfig)
 	}
-	if cfg.Client != nil {
-		return cfg, nil
+	client, err := await(ctx, cfg.logIn)
+	if err != nil {
+		return cfg, fmt.Errorf("fastpgcache: lakebase: workspace client: %w (check its credentials, in Profile and ~/.databrickscfg "+
+			"or the DATABRICKS_ variables of the environment, and the network to the workspace)", err)
 	}
-	client, err := await(ctx, func(context.Context) (*databricks.WorkspaceClient, error) {
-		return databricks.NewWorkspaceClient(&databricks.Config{
+	cfg.Client = client
+	return cfg, nil
+}
+
+func (cfg Config) logIn(ctx context.Context) (*databricks.WorkspaceClient, error) {
+	client := cfg.Client
+	if client == nil {
+		var err error
+		client, err = databricks.NewWorkspaceClient(&databricks.Config{
 			Profile:             cfg.Profile,
 			RetryTimeoutSeconds: retryTimeoutSeconds,
 			HTTPTimeoutSeconds:  httpTimeoutSeconds,
 		})
-	})
-	if err != nil {
-		return cfg, stepError("make a workspace client", err)
+		if err != nil {
+			return nil, err
+		}
 	}
-	cfg.Client = client
-	return cfg, nil
+	// A request that is not sent: the SDK gets its header, for which it may have to log in.
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, client.Config.Host, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client, client.Config.Authenticate(req)
 }
 
 func (cfg Config) lookUpHost(ctx context.Context) (string, error) {
@@ -199,7 +217,7 @@ func (cfg Config) generateCredential(ctx context.Context) (fastpgcache.Token, er
 	}
 	expiry, err := time.Parse(time.RFC3339, cred.ExpirationTime)
 	if err != nil {
-		return fastpgcache.Token{}, fmt.Errorf("the token's expiry time: %w", err)
+		return fastpgcache.Token{}, fmt.Errorf("the token's expiry time: %v", err)
 	}
 	return fastpgcache.Token{Value: cred.Token, Expiry: expiry}, nil
 }
@@ -234,15 +252,23 @@ func stepError(step string, err error) error {
 
 // explain says which step failed and what to check.
 func explain(step string, err error) error {
-	check := "check the workspace's URL and the network to it"
 	var api *apierr.APIError
+	var network *url.Error
+	var check string
 	switch {
-	case errors.As(err, &api) && api.StatusCode == 404:
-		check = "check the exact name, and that it is in this workspace"
-	case errors.As(err, &api) && (api.StatusCode == 401 || api.StatusCode == 403):
-		check = "check the credentials of the workspace client, and that they may use it"
-	case errors.As(err, &api) && api.StatusCode >= 500, errors.As(err, &api) && api.StatusCode == 429:
-		check = "the workspace is overloaded or out of order"
+	case errors.As(err, &network), errors.Is(err, context.DeadlineExceeded):
+		check = " (check the workspace's URL and the network to it)"
+	case !errors.As(err, &api):
+		// The SDK quotes an answer that it cannot read, token included. At the bottom is why it cannot.
+		for cause := err; cause != nil; cause = errors.Unwrap(cause) {
+			err = cause
+		}
+	case api.StatusCode == http.StatusNotFound:
+		check = " (check the exact name, and that it is in this workspace)"
+	case api.StatusCode == http.StatusUnauthorized, api.StatusCode == http.StatusForbidden:
+		check = " (check the workspace client's credentials, and what they permit)"
+	case api.StatusCode == http.StatusTooManyRequests, api.StatusCode >= 500:
+		check = " (the workspace is overloaded or out of order)"
 	}
-	return fmt.Errorf("%s: %w (%s)", step, err, check)
+	return fmt.Errorf("%s: %w%s", step, err, check)
 }

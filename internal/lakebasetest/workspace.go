@@ -28,6 +28,7 @@ type Workspace struct {
 	Issue        func() (token string, expiry time.Time, err error)
 
 	mu        sync.Mutex // guards what follows
+	part      string     // of the paths that intercept answers
 	intercept http.HandlerFunc
 	requests  []string
 	inFlight  int
@@ -72,10 +73,10 @@ func NewWorkspace(tb testing.TB) *Workspace {
 	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		w.requests = append(w.requests, r.URL.Path)
-		intercept := w.intercept
+		intercept, part := w.intercept, w.part
 		w.mu.Unlock()
 		switch {
-		case intercept != nil:
+		case intercept != nil && strings.Contains(r.URL.Path, part):
 			intercept(rw, r)
 		case strings.HasPrefix(r.URL.Path, "/api/") && r.Header.Get("Authorization") != "Bearer pat":
 			Fail(rw, http.StatusUnauthorized, "credential was not sent or was of an unsupported type")
@@ -109,11 +110,11 @@ func (w *Workspace) credential(rw http.ResponseWriter, known bool, expiryField s
 	reply(rw, map[string]any{"token": token, expiryField: expiry.UTC().Format(time.RFC3339Nano)})
 }
 
-// Intercept lets h answer all requests, or nobody if h is nil.
-func (w *Workspace) Intercept(h http.HandlerFunc) {
+// Intercept lets h answer the requests whose path contains part, until the next call; with nil there are none.
+func (w *Workspace) Intercept(part string, h http.HandlerFunc) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.intercept = h
+	w.part, w.intercept = part, h
 }
 
 // Requests returns the paths of all requests so far.
@@ -130,7 +131,7 @@ func (w *Workspace) Issued() (total, atOnce int) {
 	return w.issued, w.most
 }
 
-// Client returns a client that may ask as often as it likes and gives up after a second or so.
+// Client returns a client that may ask as often as it likes and gives up after a few seconds.
 func (w *Workspace) Client(tb testing.TB) *databricks.WorkspaceClient {
 	tb.Helper()
 	client, err := databricks.NewWorkspaceClient(&databricks.Config{
@@ -138,7 +139,7 @@ func (w *Workspace) Client(tb testing.TB) *databricks.WorkspaceClient {
 		Token:               "pat",
 		AuthType:            "pat",
 		RateLimitPerSecond:  1000,
-		RetryTimeoutSeconds: 1,
+		RetryTimeoutSeconds: 3,
 		HTTPTimeoutSeconds:  1,
 	})
 	if err != nil {
