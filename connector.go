@@ -17,11 +17,11 @@ import (
 )
 
 const (
-	loginTimeout = 30 * time.Second       // when neither ctx nor the DSN's connect_timeout set a bound
+	loginTimeout = 30 * time.Second       // without a connect_timeout; ctx may end earlier
 	wakeDelay    = 500 * time.Millisecond // before another try at a server that starts up
 
-	// tokenConnLifetime is how long OpenConnector keeps a connection that a token opened: a role that was withdrawn should not
-	// stay logged in for ever. Tokens commonly live for an hour, and are checked at login only.
+	// tokenConnLifetime is how long OpenConnector keeps a connection, which outlives its token: whoever may not log in any more
+	// should not stay logged in for ever.
 	tokenConnLifetime = 45 * time.Minute
 )
 
@@ -42,7 +42,7 @@ var _ driver.Connector = (*Connector)(nil)
 //   - sslmode is verify-full, because in lib/pq's default, require, any server is given the token; the certificate must be
 //     signed by a system root, or by one in sslrootcert or PGSSLROOTCERT
 //   - binary_parameters is yes, so that a statement that is not prepared takes one round trip
-//   - connect_timeout is 30 s
+//   - connect_timeout is PGCONNECT_TIMEOUT, or 30 s
 //
 // An error is [ErrInvalidConfig]: for a password, since the token is the password; for a pg_service.conf entry, since lib/pq
 // lets it override the connection string, sslmode included; and for Lakebase's pooled and read-only hosts. Its pooler takes

@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	retryTimeoutSeconds = 30 // how long the SDK goes on after a 429 or 503; its default is 5 minutes
-	httpTimeoutSeconds  = 15 // its default is 60
+	retryTimeoutSeconds = 30 // how long the SDK tries; its default of 5 minutes is longer than TokenCache waits
+	httpTimeoutSeconds  = 15 // how long it waits for an answer; its default is 60
 )
 
 // Config says which Lakebase database to use, and as whom. Either Instance or Endpoint is required.
@@ -190,8 +190,8 @@ func (cfg Config) lookUpHost(ctx context.Context) (string, error) {
 	return instance.ReadWriteDns, nil
 }
 
-// fetchToken asks the workspace for a password, which lasts an hour
-// (https://docs.databricks.com/aws/en/oltp/instances/authentication).
+// fetchToken asks the workspace for a password. It lasts an hour and is checked at login only
+// (https://docs.databricks.com/aws/en/oltp/authentication, …/oltp/projects/authentication).
 func (cfg Config) fetchToken(ctx context.Context) (fastpgcache.Token, error) {
 	token, err := cfg.generateCredential(ctx)
 	if err != nil {

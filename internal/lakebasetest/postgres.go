@@ -106,7 +106,7 @@ func certPEM(c *x509.Certificate) []byte {
 }
 
 // A Postgres is a PostgreSQL that lets [User] in over TLS with the token issued last: by scram into database scram, and into
-// databricks_postgres by a password in clear, as Lakebase does. (Under the race detector a client's scram takes 25 ms.)
+// databricks_postgres by a password in clear, as Lakebase does (https://docs.databricks.com/aws/en/oltp/authentication).
 type Postgres struct {
 	Addr      string // host:port, of which the certificate names the host
 	Authority *Authority
