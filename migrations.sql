@@ -232,8 +232,9 @@ BEGIN
       WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp());
     $$),
     ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
-      WITH lease AS (DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key),
-      deleted AS (
+      -- First and apart: the next statement sees what a load has stored by then.
+      DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key;
+      WITH deleted AS (
         DELETE FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())
         RETURNING true)

@@ -5,51 +5,60 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"time"
 )
 
 // NoExpiry is the TTL of an entry that stays until it is deleted.
 const NoExpiry time.Duration = -1
 
-// microseconds rounds up to the resolution of PostgreSQL's timestamps.
-func microseconds(ttl time.Duration) int64 {
-	micros := ttl / time.Microsecond
+// noTTL stands for NoExpiry among TTLs in microseconds.
+const noTTL int64 = -1
+
+// storeTTL returns the TTL of a write that stores, in microseconds, the resolution
+// of PostgreSQL's timestamps, rounded up.
+func storeTTL(ttl time.Duration) (micros int64, err error) {
+	switch {
+	case ttl == 0 || ttl == NoExpiry:
+		return noTTL, nil
+	case ttl < 0:
+		return 0, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+	}
+	micros = int64(ttl / time.Microsecond)
 	if ttl%time.Microsecond > 0 {
 		micros++
 	}
-	return int64(micros)
+	return micros, nil
 }
 
-// storeTTL is the argument for the TTL of a write that stores: microseconds, or
-// nil for none.
-func storeTTL(ttl time.Duration) (any, error) {
-	switch {
-	case ttl == 0 || ttl == NoExpiry:
-		return nil, nil
-	case ttl < 0:
-		return nil, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+func ttlArgument(micros int64) any {
+	if micros == noTTL {
+		return nil
 	}
-	return microseconds(ttl), nil
+	return micros
 }
 
 const ttlSQL = `
 SELECT CASE WHEN isfinite(expires_at)
   THEN (extract(epoch FROM expires_at - statement_timestamp()) * 1000000)::bigint END
 FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
 
 // TTL returns how long key will live, NoExpiry if until it is deleted, and
 // whether it is there. The time left of a live entry is at least a microsecond,
 // and never more than the greatest Duration.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
-	if err := checkKey(key); err != nil {
-		return 0, false, c.fail(ctx, "ttl", err)
-	}
 	var micros *int64
-	found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+	if err = checkKey(key); err == nil {
+		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+	}
+	if err == nil {
+		c.stats.lookup(found)
+	}
 	switch {
-	case err != nil || !found:
-		return 0, false, err
+	case !found:
+		return 0, false, c.fail(ctx, "ttl", err)
 	case micros == nil:
 		return NoExpiry, true, nil
 	case *micros > math.MaxInt64/int64(time.Microsecond):
@@ -66,18 +75,22 @@ WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > stat
 // NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
 // mean either that or at once.
 func (c *Cache) Expire(ctx context.Context, key string, ttl time.Duration) (found bool, err error) {
-	const op = "expire"
+	found, err = c.expire(ctx, key, ttl)
+	return found, c.fail(ctx, "expire", err)
+}
+
+func (c *Cache) expire(ctx context.Context, key string, ttl time.Duration) (bool, error) {
 	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, op, err)
+		return false, err
+	}
+	if ttl == 0 {
+		return false, fmt.Errorf("%w: 0", ErrInvalidTTL)
 	}
 	micros, err := storeTTL(ttl)
 	if err != nil {
-		return false, c.fail(ctx, op, err)
+		return false, err
 	}
-	if ttl == 0 {
-		return false, c.fail(ctx, op, fmt.Errorf("%w: 0", ErrInvalidTTL))
-	}
-	n, err := c.exec(ctx, c.stmt.expire, c.args(key, micros)...)
+	n, err := c.exec(ctx, c.stmt.expire, c.args(key, ttlArgument(micros))...)
 	return n > 0, err
 }
 
@@ -88,11 +101,11 @@ WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > stat
 // Persist takes key's TTL away, so that it stays until it is deleted, and reports
 // whether it is there.
 func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, "persist", err)
+	var n int64
+	if err = checkKey(key); err == nil {
+		n, err = c.exec(ctx, c.stmt.persist, c.args(key)...)
 	}
-	n, err := c.exec(ctx, c.stmt.persist, c.args(key)...)
-	return n > 0, err
+	return n > 0, c.fail(ctx, "persist", err)
 }
 
 // cleanupBlocks is how many pages of the table one bite of a cleanup covers, a
@@ -100,7 +113,8 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 const cleanupBlocks = 256
 
 const cleanupSQL = `
-SELECT removed, next_block FROM {schema}.cache_cleanup_blocks($1, $2)`
+SELECT removed, next_block
+FROM {schema}.cache_cleanup_blocks($1::bigint, $2::integer, $3::bigint * interval '1 microsecond')`
 
 // Cleanup removes the expired entries of every user and returns how many there
 // were. It walks the table in bites, each a short transaction, and passes over
@@ -111,12 +125,37 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	if c.tx != nil {
 		return 0, c.fail(ctx, "cleanup", errors.New("not in a transaction"))
 	}
+	removed, err = c.cleanup(ctx, nil)
+	return removed, c.fail(ctx, "cleanup", err)
+}
+
+// cleanup with every, in microseconds, takes part in the work that processes share:
+// it does nothing, or stops, where another is at it or was through less than every
+// ago.
+func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error) {
 	for block := new(int64); block != nil; {
-		var n int
-		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks}, &n, &block); err != nil {
+		var n *int
+		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks, every}, &n, &block); err != nil {
 			return removed, err
 		}
-		removed += n
+		if n == nil {
+			return removed, nil
+		}
+		removed += *n
 	}
+	c.stats.lastCleanup.Store(time.Now().UnixMicro())
 	return removed, nil
+}
+
+// cleanUp does the background cleanup. Its pauses are jittered so that processes
+// do not come all at once, and never shorter than the interval, since a turn that
+// comes early is skipped; only the first is, so that processes which do not live
+// that long have their turn, too.
+func (c *Cache) cleanUp() {
+	interval := c.cfg.CleanupInterval
+	for pause := rand.N(interval); sleep(c.ctx, pause); pause = interval + rand.N(interval/8+1) {
+		if _, err := c.cleanup(c.ctx, interval.Microseconds()); err != nil && c.ctx.Err() == nil {
+			c.report("cleanup", err)
+		}
+	}
 }
