@@ -1,0 +1,724 @@
+package fastpgcache_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/DATA-DOG/go-sqlmock"
+
+	"github.com/fastpgcache/fastpgcache"
+)
+
+// operation is one call with the one statement it sends. Its text, columns and
+// number of arguments are those of its section in docs/unit-testing.md.
+type operation struct {
+	name    string // the method, and the section
+	call    func(context.Context, *fastpgcache.Cache) (any, error)
+	args    []driver.Value // without the label of Config.User
+	answers []answer       // one or more
+	noTx    bool           // refused inside a transaction
+}
+
+// answer is what the server says to the statement and what the caller gets.
+type answer struct {
+	rows     [][]driver.Value // for a statement with columns
+	affected int64            // for one without
+	want     any
+}
+
+type (
+	hit struct {
+		found bool
+		value string
+	}
+	left struct {
+		found bool
+		ttl   time.Duration
+	}
+)
+
+var foundOrNot = []answer{{affected: 1, want: true}, {affected: 0, want: false}}
+
+// operations is where a new operation is added, beside docs/unit-testing.md.
+var operations = []operation{{
+	name: "Set",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Set(ctx, "k", "text", 1500*time.Millisecond)
+	},
+	args:    []driver.Value{"k", "text", nil, int64(1500000)},
+	answers: []answer{{affected: 1}},
+}, {
+	name: "Set",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Set(ctx, "k", []byte{0xff, 0}, fastpgcache.NoExpiry)
+	},
+	args:    []driver.Value{"k", nil, []byte{0xff, 0}, nil},
+	answers: []answer{{affected: 1}},
+}, {
+	name: "Set",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Nanosecond)
+	},
+	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1)},
+	answers: []answer{{affected: 1}},
+}, {
+	name: "Get",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		var value string
+		found, err := c.Get(ctx, "k", &value)
+		return hit{found, value}, err
+	},
+	args: []driver.Value{"k"},
+	answers: []answer{
+		{rows: [][]driver.Value{{"text", nil}}, want: hit{true, "text"}},
+		{rows: [][]driver.Value{{nil, []byte{0xff, 0}}}, want: hit{true, "\xff\x00"}},
+		{rows: [][]driver.Value{{"", nil}}, want: hit{true, ""}},
+		{want: hit{}},
+	},
+}, {
+	name: "Delete",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Delete(ctx, "k")
+	},
+	args:    []driver.Value{"k"},
+	answers: foundOrNot,
+}, {
+	name: "Exists",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Exists(ctx, "k")
+	},
+	args: []driver.Value{"k"},
+	answers: []answer{
+		{rows: [][]driver.Value{{true}}, want: true},
+		{rows: [][]driver.Value{{false}}, want: false},
+	},
+}, {
+	name: "TTL",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		ttl, found, err := c.TTL(ctx, "k")
+		return left{found, ttl}, err
+	},
+	args: []driver.Value{"k"},
+	answers: []answer{
+		{rows: [][]driver.Value{{int64(1500000)}}, want: left{true, 1500 * time.Millisecond}},
+		{rows: [][]driver.Value{{nil}}, want: left{true, fastpgcache.NoExpiry}},
+		{want: left{}},
+	},
+}, {
+	name: "Expire",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Expire(ctx, "k", time.Second)
+	},
+	args:    []driver.Value{"k", int64(1000000)},
+	answers: foundOrNot,
+}, {
+	name: "Expire",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Expire(ctx, "k", fastpgcache.NoExpiry)
+	},
+	args:    []driver.Value{"k", nil},
+	answers: foundOrNot,
+}, {
+	name: "Persist",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Persist(ctx, "k")
+	},
+	args:    []driver.Value{"k"},
+	answers: foundOrNot,
+}, {
+	name: "Cleanup",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Cleanup(ctx)
+	},
+	args:    []driver.Value{int64(0), int64(256)},
+	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	noTx:    true,
+}}
+
+// statement is a section of docs/unit-testing.md.
+type statement struct {
+	text    string
+	args    []string
+	columns []string // nil where the page says what rows are affected
+}
+
+var (
+	sectionPattern = regexp.MustCompile("(?s)^## (\\w+)\n\n```sql\n(.*?)\n```\n\n- Arguments: (.*?)\n- (Columns|Rows affected): (.*)$")
+	namePattern    = regexp.MustCompile("`(\\w+)`")
+)
+
+// documented returns the sections of docs/unit-testing.md.
+func documented(t *testing.T) map[string]statement {
+	t.Helper()
+	statements, err := readPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return statements
+}
+
+var readPage = sync.OnceValues(func() (map[string]statement, error) {
+	const path = "docs/unit-testing.md"
+	page, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	names := func(s string) (names []string) {
+		s, _, _ = strings.Cut(s, ";")
+		for _, m := range namePattern.FindAllStringSubmatch(s, -1) {
+			names = append(names, m[1])
+		}
+		return names
+	}
+	statements := map[string]statement{}
+	for _, section := range strings.Split(string(page), "\n## ")[1:] {
+		m := sectionPattern.FindStringSubmatch("## " + section)
+		if m == nil {
+			return nil, fmt.Errorf("%s: a section is not of the form\n%s\n## %s", path, sectionPattern, section)
+		}
+		s := statement{text: m[2], args: names(m[3])}
+		if m[4] == "Columns" {
+			s.columns = names(m[5])
+		}
+		statements[m[1]] = s
+	}
+	return statements, nil
+})
+
+// TestEveryOperationIsDocumented holds the methods, the table and the page
+// together.
+func TestEveryOperationIsDocumented(t *testing.T) {
+	pinned := map[string]bool{}
+	for _, op := range operations {
+		pinned[op.name] = true
+	}
+	page := documented(t)
+	for name := range page {
+		if !pinned[name] {
+			t.Errorf("docs/unit-testing.md has %s, of which no test knows", name)
+		}
+	}
+	ctx := reflect.TypeFor[context.Context]()
+	cache := reflect.TypeFor[*fastpgcache.Cache]()
+	for i := range cache.NumMethod() {
+		method := cache.Method(i)
+		if method.Type.NumIn() < 2 || method.Type.In(1) != ctx {
+			continue // no operation
+		}
+		if !pinned[method.Name] {
+			t.Errorf("operations has no %s", method.Name)
+		}
+		if _, ok := page[method.Name]; !ok {
+			t.Errorf("docs/unit-testing.md has no %s", method.Name)
+		}
+	}
+}
+
+// mockMode is a way to run an operation.
+type mockMode struct {
+	name string
+	user string
+	tx   bool
+}
+
+var mockModes = []mockMode{{name: "role"}, {name: "label", user: "alice"}, {name: "tx", tx: true}, {name: "labelTx", user: "bob", tx: true}}
+
+// mocked is a cache over go-sqlmock.
+type mocked struct {
+	sqlmock.Sqlmock
+	*fastpgcache.Cache
+	db   *sql.DB
+	page map[string]statement
+	mode mockMode
+}
+
+func newMocked(t *testing.T, mode mockMode) *mocked {
+	t.Helper()
+	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	c, err := fastpgcache.New(db, fastpgcache.Config{User: mode.user, DisableCoalescing: true, DisablePrepare: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode.tx {
+		mock.ExpectBegin()
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c = c.WithTx(tx)
+	}
+	return &mocked{Sqlmock: mock, Cache: c, db: db, page: documented(t), mode: mode}
+}
+
+// text is op's statement in m's mode, and its arguments.
+func (m *mocked) text(t *testing.T, op operation) (text string, args []driver.Value) {
+	t.Helper()
+	s := m.page[op.name]
+	if len(s.args) != len(op.args) {
+		t.Fatalf("%s: docs/unit-testing.md has arguments %v, the table %v", op.name, s.args, op.args)
+	}
+	text = s.text
+	if m.mode.user == "" || !strings.Contains(text, "current_user") {
+		return text, op.args
+	}
+	text = strings.ReplaceAll(text, "current_user", fmt.Sprintf("$%d", len(op.args)+1))
+	return text, append(append([]driver.Value{}, op.args...), m.mode.user)
+}
+
+// expect prepares m for one run of op, which a answers, or fails with err.
+func (m *mocked) expect(t *testing.T, op operation, a answer, err error) {
+	t.Helper()
+	text, args := m.text(t, op)
+	if columns := m.page[op.name].columns; columns != nil {
+		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a)).WillReturnError(err)
+	} else {
+		m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, a.affected)).WillReturnError(err)
+	}
+}
+
+func rows(columns []string, a answer) *sqlmock.Rows {
+	return sqlmock.NewRows(columns).AddRows(a.rows...)
+}
+
+// run calls op and checks that it sent what was expected.
+func (m *mocked) run(ctx context.Context, t *testing.T, op operation) (any, error) {
+	t.Helper()
+	got, err := op.call(ctx, m.Cache)
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+	return got, err
+}
+
+// eachOperation runs f for the operations and modes that go together.
+func eachOperation(t *testing.T, f func(t *testing.T, op operation, mode mockMode)) {
+	for _, op := range operations {
+		for _, mode := range mockModes {
+			if mode.tx && op.noTx {
+				continue
+			}
+			t.Run(op.name+"/"+mode.name, func(t *testing.T) { f(t, op, mode) })
+		}
+	}
+}
+
+func TestOperationIsOneDocumentedStatement(t *testing.T) {
+	eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+		for _, a := range op.answers {
+			m := newMocked(t, mode)
+			m.expect(t, op, a, nil)
+			got, err := m.run(t.Context(), t, op)
+			if err != nil || !reflect.DeepEqual(got, a.want) {
+				t.Errorf("rows %v, affected %d: got %v, %v, want %v", a.rows, a.affected, got, err, a.want)
+			}
+		}
+	})
+}
+
+func TestOperationUsesTheSchema(t *testing.T) {
+	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c, err := fastpgcache.New(db, fastpgcache.Config{Schema: `a"b; DROP`, DisableCoalescing: true, DisablePrepare: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := documented(t)
+	for _, op := range operations {
+		s := page[op.name]
+		text := strings.ReplaceAll(s.text, `"public"`, `"a""b; DROP"`)
+		if s.columns != nil {
+			mock.ExpectQuery(text).WillReturnRows(rows(s.columns, op.answers[0]))
+		} else {
+			mock.ExpectExec(text).WillReturnResult(sqlmock.NewResult(0, 1))
+		}
+		if _, err := op.call(t.Context(), c); err != nil {
+			t.Errorf("%s: %v", op.name, err)
+		}
+	}
+}
+
+// TestCleanupGoesOnUntilTheEnd pins what follows Cleanup's first statement.
+func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	s := m.page["Cleanup"]
+	boom := errors.New("boom")
+	bite := func(first int64) *sqlmock.ExpectedQuery { return m.ExpectQuery(s.text).WithArgs(first, int64(256)) }
+
+	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
+	bite(256).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, 512))
+	bite(512).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
+	if n, err := m.Cleanup(t.Context()); n != 7 || err != nil {
+		t.Errorf("got %d, %v, want 7", n, err)
+	}
+	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
+	bite(256).WillReturnError(boom)
+	if n, err := m.Cleanup(t.Context()); n != 3 || !errors.Is(err, boom) {
+		t.Errorf("got %d, %v, want 3 and the error", n, err)
+	}
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+	m.ExpectBegin()
+	tx, err := m.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.WithTx(tx).Cleanup(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "fastpgcache: cleanup: ") {
+		t.Errorf("in a transaction: got %v, want an error", err)
+	}
+}
+
+// serverError is what a driver reports from the server.
+type serverError struct{ state string }
+
+func (e *serverError) Error() string    { return "server says " + e.state }
+func (e *serverError) SQLState() string { return e.state }
+
+// checkFault checks what an operation returned that failed for cause.
+func checkFault(t *testing.T, op operation, got any, err, cause error) {
+	t.Helper()
+	if !errors.Is(err, cause) {
+		t.Fatalf("got %v, want an error that wraps %v", err, cause)
+	}
+	prefix := "fastpgcache: " + strings.ToLower(op.name) + ": "
+	if !strings.HasPrefix(err.Error(), prefix) || strings.Count(err.Error(), "fastpgcache: ") != 1 {
+		t.Errorf("got %q, want the prefix %q once", err, prefix)
+	}
+	if want := zero(op.answers[0].want); !reflect.DeepEqual(got, want) {
+		t.Errorf("with the error: got %v, want %v", got, want)
+	}
+}
+
+func zero(v any) any {
+	if v == nil {
+		return nil
+	}
+	return reflect.Zero(reflect.TypeOf(v)).Interface()
+}
+
+var sentinels = []error{
+	fastpgcache.ErrClosed, fastpgcache.ErrInvalidKey, fastpgcache.ErrInvalidTTL, fastpgcache.ErrInvalidConfig, fastpgcache.ErrValueTooLarge,
+	fastpgcache.ErrNotSetUp, fastpgcache.ErrNotPermitted, fastpgcache.ErrNotInteger, fastpgcache.ErrForeignTable,
+}
+
+func TestErrorsMatchTheirSentinelAndSayWhatToDo(t *testing.T) {
+	setUp := "run fastpgcache-admin --schema public, or call fastpgcache.Setup"
+	pooler := "set Config.DisablePrepare"
+	for _, fault := range []struct {
+		cause error
+		is    error // the only sentinel it matches
+		says  string
+	}{
+		{cause: errors.New("boom")},
+		{cause: &serverError{"XX000"}},
+		{cause: &serverError{"42P01"}, is: fastpgcache.ErrNotSetUp, says: setUp},
+		{cause: &serverError{"42703"}, is: fastpgcache.ErrNotSetUp, says: setUp},
+		{cause: &serverError{"42883"}, is: fastpgcache.ErrNotSetUp, says: setUp},
+		{cause: &serverError{"3F000"}, is: fastpgcache.ErrNotSetUp, says: setUp},
+		{cause: fmt.Errorf("wrapped: %w", &serverError{"42P01"}), is: fastpgcache.ErrNotSetUp, says: setUp},
+		{cause: &serverError{"42501"}, is: fastpgcache.ErrNotPermitted},
+		{cause: &serverError{"26000"}, says: pooler},
+		{cause: &serverError{"42P05"}, says: pooler},
+	} {
+		t.Run(fault.cause.Error(), func(t *testing.T) {
+			eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+				m := newMocked(t, mode)
+				m.expect(t, op, op.answers[0], fault.cause)
+				got, err := m.run(t.Context(), t, op)
+				checkFault(t, op, got, err, fault.cause)
+				for _, sentinel := range sentinels {
+					if errors.Is(err, sentinel) != (sentinel == fault.is) {
+						t.Errorf("%v: errors.Is(err, %q) is %t", err, sentinel, errors.Is(err, sentinel))
+					}
+				}
+				if !strings.Contains(fmt.Sprint(err), fault.says) {
+					t.Errorf("got %v, want it to say %q", err, fault.says)
+				}
+			})
+		})
+	}
+}
+
+// TestFaultAfterTheStatement breaks the answer, not the statement.
+func TestFaultAfterTheStatement(t *testing.T) {
+	boom := errors.New("boom")
+	eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+		m := newMocked(t, mode)
+		text, args := m.text(t, op)
+		columns := m.page[op.name].columns
+		if columns == nil {
+			m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewErrorResult(boom))
+			got, err := m.run(t.Context(), t, op)
+			checkFault(t, op, got, err, boom)
+			return
+		}
+		a := op.answers[0]
+		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a).RowError(0, boom))
+		got, err := m.run(t.Context(), t, op)
+		checkFault(t, op, got, err, boom)
+
+		// A row, then the fault.
+		a.rows = append(append([][]driver.Value{}, a.rows...), a.rows[0])
+		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a).RowError(len(a.rows)-1, boom))
+		_, err = m.run(t.Context(), t, op)
+		if !errors.Is(err, boom) {
+			t.Errorf("after a row: got %v, want %v", err, boom)
+		}
+
+		// Columns of a type that nothing asked for.
+		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(sqlmock.NewRows([]string{"surprise"}).AddRow("x"))
+		if _, err = m.run(t.Context(), t, op); err == nil {
+			t.Error("other columns: got no error")
+		}
+	})
+}
+
+// TestLostToConcurrentStatements covers deadlocks and serialization failures: up
+// to five attempts, and one where the transaction is the caller's.
+func TestLostToConcurrentStatements(t *testing.T) {
+	for _, state := range []string{"40001", "40P01"} {
+		cause := &serverError{state}
+		t.Run(state, func(t *testing.T) {
+			eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+				attempts := 5
+				if mode.tx {
+					attempts = 1
+				}
+				m := newMocked(t, mode)
+				for range attempts {
+					m.expect(t, op, op.answers[0], cause)
+				}
+				got, err := m.run(t.Context(), t, op)
+				checkFault(t, op, got, err, cause)
+				if mode.tx {
+					return
+				}
+				m.expect(t, op, op.answers[0], cause)
+				m.expect(t, op, op.answers[0], cause)
+				m.expect(t, op, op.answers[0], nil)
+				if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, op.answers[0].want) {
+					t.Errorf("third attempt: got %v, %v, want %v", got, err, op.answers[0].want)
+				}
+			})
+		})
+	}
+}
+
+// TestBadConnectionIsReplaced relies on database/sql, which tries three times.
+func TestBadConnectionIsReplaced(t *testing.T) {
+	eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+		if mode.tx {
+			return
+		}
+		m := newMocked(t, mode)
+		// The mock is gone when its last connection is closed.
+		conn, err := m.db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		m.expect(t, op, op.answers[0], driver.ErrBadConn)
+		m.expect(t, op, op.answers[0], nil)
+		if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, op.answers[0].want) {
+			t.Errorf("one bad connection: got %v, %v, want %v", got, err, op.answers[0].want)
+		}
+		for range 3 {
+			m.expect(t, op, op.answers[0], driver.ErrBadConn)
+		}
+		got, err := m.run(t.Context(), t, op)
+		checkFault(t, op, got, err, driver.ErrBadConn)
+	})
+}
+
+// canceller is an argument that ends the caller's context when the statement is
+// sent.
+type canceller struct{ cancel context.CancelFunc }
+
+func (c canceller) Match(driver.Value) bool {
+	c.cancel()
+	return true
+}
+
+func TestContextThatEndedIsTheError(t *testing.T) {
+	eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+		m := newMocked(t, mode)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		got, err := m.run(ended, t, op)
+		checkFault(t, op, got, err, context.Canceled)
+
+		// In flight. The mock then has an error of its own, as drivers have, and
+		// it stands in the chain, too.
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		text, args := m.text(t, op)
+		args = append([]driver.Value{canceller{cancel}}, args[1:]...)
+		if columns := m.page[op.name].columns; columns != nil {
+			m.ExpectQuery(text).WithArgs(args...).WillDelayFor(time.Hour).WillReturnRows(rows(columns, op.answers[0]))
+		} else {
+			m.ExpectExec(text).WithArgs(args...).WillDelayFor(time.Hour).WillReturnResult(sqlmock.NewResult(0, 1))
+		}
+		got, err = m.run(ctx, t, op)
+		checkFault(t, op, got, err, context.Canceled)
+		if !errors.Is(err, sqlmock.ErrCancelled) {
+			t.Errorf("got %v, want it to wrap the driver's error, too", err)
+		}
+	})
+}
+
+// TestRetryEndsWithTheContext ends the context after the first of five attempts.
+func TestRetryEndsWithTheContext(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	ctx, cancel := context.WithCancel(t.Context())
+	m.ExpectQuery(m.page["Get"].text).WithArgs(canceller{cancel}).WillReturnError(&serverError{"40001"})
+	_, err := m.Get(ctx, "k", nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClosedCacheSendsNothing(t *testing.T) {
+	eachOperation(t, func(t *testing.T, op operation, mode mockMode) {
+		if mode.tx {
+			return
+		}
+		m := newMocked(t, mode)
+		for range 2 {
+			if err := m.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := m.run(t.Context(), t, op)
+		checkFault(t, op, got, err, fastpgcache.ErrClosed)
+	})
+}
+
+func TestBadArgumentsSendNothing(t *testing.T) {
+	ctx := t.Context()
+	for _, mode := range mockModes {
+		m := newMocked(t, mode)
+		for _, key := range []string{"", "a\x00b", "\xff", strings.Repeat("k", 1025)} {
+			for name, err := range map[string]error{
+				"set":     m.Set(ctx, key, "v", 0),
+				"get":     second(m.Get(ctx, key, nil)),
+				"delete":  second(m.Delete(ctx, key)),
+				"exists":  second(m.Exists(ctx, key)),
+				"expire":  second(m.Expire(ctx, key, time.Second)),
+				"persist": second(m.Persist(ctx, key)),
+			} {
+				if !errors.Is(err, fastpgcache.ErrInvalidKey) || !strings.HasPrefix(err.Error(), "fastpgcache: "+name+": ") {
+					t.Errorf("%s %.10q: got %v, want %v", name, key, err, fastpgcache.ErrInvalidKey)
+				}
+			}
+			if _, _, err := m.TTL(ctx, key); !errors.Is(err, fastpgcache.ErrInvalidKey) {
+				t.Errorf("ttl %.10q: got %v, want %v", key, err, fastpgcache.ErrInvalidKey)
+			}
+		}
+		for _, ttl := range []time.Duration{-2, -time.Second, -1 << 63} {
+			if err := m.Set(ctx, "k", "v", ttl); !errors.Is(err, fastpgcache.ErrInvalidTTL) {
+				t.Errorf("set for %v: got %v, want %v", ttl, err, fastpgcache.ErrInvalidTTL)
+			}
+			if _, err := m.Expire(ctx, "k", ttl); !errors.Is(err, fastpgcache.ErrInvalidTTL) {
+				t.Errorf("expire %v: got %v, want %v", ttl, err, fastpgcache.ErrInvalidTTL)
+			}
+		}
+		if _, err := m.Expire(ctx, "k", 0); !errors.Is(err, fastpgcache.ErrInvalidTTL) {
+			t.Errorf("expire 0: got %v, want %v", err, fastpgcache.ErrInvalidTTL)
+		}
+		if err := m.Set(ctx, "k", make(chan int), 0); !errors.As(err, new(*json.UnsupportedTypeError)) {
+			t.Errorf("set of a channel: got %v, want json's error", err)
+		}
+		for _, dest := range []any{"text", (*string)(nil), (*[]byte)(nil), (*struct{})(nil), 1} {
+			if _, err := m.Get(ctx, "k", dest); err == nil {
+				t.Errorf("get into %T: got no error", dest)
+			}
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestStatementIsPreparedOnce and closed with the cache.
+func TestStatementIsPreparedOnce(t *testing.T) {
+	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c, err := fastpgcache.New(db, fastpgcache.Config{DisableCoalescing: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := documented(t)
+	preparedBefore := map[string]bool{}
+	for _, op := range operations {
+		s := page[op.name]
+		if !preparedBefore[s.text] {
+			mock.ExpectPrepare(s.text).WillBeClosed()
+		}
+		preparedBefore[s.text] = true
+		for range 2 {
+			if s.columns != nil {
+				mock.ExpectQuery(s.text).WithArgs(op.args...).WillReturnRows(rows(s.columns, op.answers[0]))
+			} else {
+				mock.ExpectExec(s.text).WithArgs(op.args...).WillReturnResult(sqlmock.NewResult(0, op.answers[0].affected))
+			}
+			if got, err := op.call(t.Context(), c); err != nil || !reflect.DeepEqual(got, op.answers[0].want) {
+				t.Errorf("%s: got %v, %v, want %v", op.name, got, err, op.answers[0].want)
+			}
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := mock.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFailedPrepareIsTriedAgain keeps one failure from staying.
+func TestFailedPrepareIsTriedAgain(t *testing.T) {
+	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c, err := fastpgcache.New(db, fastpgcache.Config{DisableCoalescing: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := documented(t)["Get"].text
+	mock.ExpectPrepare(text).WillReturnError(&serverError{"42P01"})
+	if _, err := c.Get(t.Context(), "k", nil); !errors.Is(err, fastpgcache.ErrNotSetUp) {
+		t.Errorf("got %v, want %v", err, fastpgcache.ErrNotSetUp)
+	}
+	mock.ExpectPrepare(text)
+	mock.ExpectQuery(text).WithArgs("k").WillReturnRows(sqlmock.NewRows([]string{"value", "value_bytes"}).AddRow("v", nil))
+	if found, err := c.Get(t.Context(), "k", nil); !found || err != nil {
+		t.Errorf("got %t, %v, want a hit", found, err)
+	}
+	if err := mock.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
