@@ -84,6 +84,7 @@ type Server struct {
 
 	mu      sync.Mutex // one change of state at a time
 	proc    *process   // nil while it does not run
+	killed  bool       // and not started again since
 	stopped bool
 }
 
@@ -179,6 +180,10 @@ func (s *Server) Stop() error {
 	if s.stopped {
 		return nil
 	}
+	if s.killed {
+		// The next start alone frees the shared memory that SIGKILL left.
+		_ = s.launch(context.Background())
+	}
 	s.stopped = true
 	return errors.Join(s.shutdown(), s.watch.close())
 }
@@ -229,7 +234,9 @@ func (s *Server) Crash(ctx context.Context) error {
 
 // initdb creates the cluster and writes its configuration.
 func (s *Server) initdb(ctx context.Context, cfg Config) error {
-	cmd := s.command(ctx, "initdb", "-D", s.DataDir(), "-U", "postgres",
+	// By its relative name, initdb cannot make the directory anew after it was
+	// removed because this process was killed.
+	cmd := s.command(ctx, "initdb", "-D", filepath.Base(s.DataDir()), "-U", "postgres",
 		"-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if err := s.runLogged(cmd); err != nil {
 		return s.explain("initdb", err)

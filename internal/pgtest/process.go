@@ -16,16 +16,31 @@ import (
 	"github.com/lib/pq"
 )
 
-// shutdownTimeout bounds a fast shutdown; after it the server is killed.
-const shutdownTimeout = 30 * time.Second
+// After these the server is killed.
+const (
+	fastTimeout      = 30 * time.Second // of a fast shutdown
+	immediateTimeout = 10 * time.Second // of an immediate one
+)
 
 var errPortTaken = errors.New("the port is taken")
 
 // process is a running postmaster.
 type process struct {
-	pid  int
+	*os.Process
 	done chan struct{} // closed when it has ended
 	err  error         // of Wait; read after done
+}
+
+// running returns the server's process, or nil; one may have ended by itself.
+func (s *Server) running() *process {
+	if s.proc != nil {
+		select {
+		case <-s.proc.done:
+			s.proc = nil
+		default:
+		}
+	}
+	return s.proc
 }
 
 // launch runs postgres and waits until it takes connections.
@@ -33,7 +48,7 @@ func (s *Server) launch(ctx context.Context) error {
 	if s.stopped {
 		return errors.New("pgtest: the server has been stopped")
 	}
-	if s.proc != nil {
+	if s.running() != nil {
 		return errors.New("pgtest: the server runs already")
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -54,7 +69,7 @@ func (s *Server) launch(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return s.explain("postgres", err)
 	}
-	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
+	p := &process{Process: cmd.Process, done: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
@@ -63,9 +78,10 @@ func (s *Server) launch(ctx context.Context) error {
 
 	err = s.awaitReady(ctx, p)
 	if err == nil {
+		s.killed = false
 		return nil
 	}
-	err = errors.Join(err, s.kill())
+	err = errors.Join(err, s.abort())
 	if logged, _ := s.Log(); strings.Contains(logged[min(int(before), len(logged)):], "could not create any TCP/IP sockets") {
 		err = errors.Join(errPortTaken, err)
 	}
@@ -85,7 +101,7 @@ func (s *Server) awaitReady(ctx context.Context, p *process) error {
 			return fmt.Errorf("not ready: %w", ctx.Err())
 		case <-tick.C:
 		}
-		if s.saysReady(p.pid) && answers(ctx, s.DSN("postgres", "connect_timeout=5")) {
+		if s.saysReady(p.Pid) && answers(ctx, s.DSN("postgres", "connect_timeout=5")) {
 			return nil
 		}
 	}
@@ -115,38 +131,39 @@ func answers(ctx context.Context, dsn string) bool {
 	return errors.As(err, &refused) && refused.Code != cannotConnectNow
 }
 
-// shutdown ends the server in order; it does nothing where none runs.
-func (s *Server) shutdown() error {
-	p := s.proc
+// shutdown ends the server in order: its sessions, then a checkpoint.
+func (s *Server) shutdown() error { return s.end(syscall.SIGINT, fastTimeout) }
+
+// abort ends the server without a checkpoint. Other than kill, it leaves no
+// shared memory behind.
+func (s *Server) abort() error { return s.end(syscall.SIGQUIT, immediateTimeout) }
+
+// end asks the server to end; it does nothing where none runs.
+func (s *Server) end(sig syscall.Signal, timeout time.Duration) error {
+	p := s.running()
 	if p == nil {
 		return nil
 	}
-	// SIGINT asks for the fast shutdown: sessions are ended, then a checkpoint.
-	if err := signal(p.pid, syscall.SIGINT); err != nil {
-		return errors.Join(fmt.Errorf("pgtest: shut down: %w", err), s.kill())
+	if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return errors.Join(fmt.Errorf("pgtest: shutdown: %w", err), s.kill())
 	}
 	select {
 	case <-p.done:
 		s.proc = nil
 		return nil
-	case <-time.After(shutdownTimeout):
+	case <-time.After(timeout):
 		return errors.Join(s.explain("shutdown", errors.New("timed out")), s.kill())
 	}
 }
 
 // kill ends the server at once; it does nothing where none runs.
 func (s *Server) kill() error {
-	p := s.proc
+	p := s.running()
 	if p == nil {
 		return nil
 	}
-	s.proc = nil
-	select {
-	case <-p.done:
-		return nil
-	default:
-	}
-	err := killTree(p.pid)
+	s.proc, s.killed = nil, true
+	err := killTree(p.Pid)
 	<-p.done
 	return err
 }

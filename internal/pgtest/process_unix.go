@@ -41,7 +41,7 @@ func serverAccount() (*account, error) {
 		// Some systems write nobody as -2.
 		return &account{name, int(uint32(uid)), int(uint32(gid))}, nil
 	}
-	return &account{"uid 65534", 65534, 65534}, nil
+	return nil, errors.New("pgtest: PostgreSQL refuses to run as root, and there is no user postgres or nobody to run it as")
 }
 
 func (a *account) own(path string) error {

@@ -1,13 +1,23 @@
+//go:build unix
+
 package pgtest
 
 import (
+	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 )
 
-func TestMain(m *testing.M) { os.Exit(Main(m)) }
+func TestMain(m *testing.M) {
+	if how := os.Getenv("PGTEST_CHILD"); how != "" {
+		child(how)
+	}
+	os.Exit(Main(m))
+}
 
 func open(tb testing.TB, dsn string) *sql.DB {
 	tb.Helper()
@@ -68,5 +78,47 @@ func TestDatabaseAndRoleAreDropped(t *testing.T) {
 	}
 	if n := query[int](t, db, `SELECT count(*) FROM pg_roles WHERE rolname = $1`, role); n != 0 {
 		t.Error("the role is still there")
+	}
+}
+
+func TestExternalServerIsUsedButNotOwned(t *testing.T) {
+	own := Shared(t)
+	host, port := own.Addr()
+	dsn := fmt.Sprintf("postgres://postgres:p%%40ss%%27w@%s:%d/template1?sslmode=disable&application_name=a%%20b", host, port)
+	s, err := external(context.Background(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gotHost, gotPort := s.Addr(); gotHost != host || gotPort != port || s.Version() != own.Version() {
+		t.Errorf("got %s:%d version %d", gotHost, gotPort, s.Version())
+	}
+	db := open(t, s.Database(t))
+	if got := query[string](t, db, `SELECT current_setting('application_name')`); got != "a b" {
+		t.Errorf("application_name: got %q", got)
+	}
+	ctx := context.Background()
+	for _, err := range []error{s.Stop(), s.Restart(ctx), s.Kill(), s.StartAgain(ctx), s.Crash(ctx)} {
+		if !errors.Is(err, errNotOwned) {
+			t.Errorf("got %v, want %v", err, errNotOwned)
+		}
+	}
+	if s.Owned() || s.DataDir() != "" {
+		t.Error("owned")
+	}
+}
+
+func TestDSNOptionsOverride(t *testing.T) {
+	s := Shared(t)
+	role := Role(t, s.DSN("postgres"))
+	db := open(t, s.DSN("postgres", "user="+role, "dbname=template1"))
+	if got := query[string](t, db, `SELECT current_user || ' ' || current_database()`); got != role+" template1" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestKeyValueHidesThePasswordOfABadURL(t *testing.T) {
+	_, err := keyValue("postgres://u:secret@host:port/")
+	if err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
 	}
 }

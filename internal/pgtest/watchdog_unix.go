@@ -5,31 +5,34 @@ package pgtest
 import (
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"syscall"
 )
 
 const dirPrefix = "fastpgcache-pgtest-"
 
-// reap waits until the other end of its standard input is closed, by the
-// kernel if need be, then ends the server that still runs in the directory $1
-// and removes the directory. The immediate shutdown leaves no shared memory
-// behind, as SIGKILL would. The process is asked for its command line lest its
-// number have passed to another.
+// reap reads the name of a directory and waits until the other end of its
+// standard input is closed, by the kernel if need be. Then it ends the server
+// that still runs in the directory and removes the directory. The immediate
+// shutdown leaves no shared memory behind, as SIGKILL would. The process is
+// asked for its command line lest its number have passed to another.
 //
 // The directory may refill for a moment when initdb was at work, and a server
 // that has yet to write postmaster.pid ends by itself when its directory is gone.
 const reap = `
 trap '' HUP INT TERM
+IFS= read -r dir || exit 0
 read -r _
-pidfile=${1:?}/data/postmaster.pid
+pidfile=$dir/data/postmaster.pid
 pid=
 [ -e "$pidfile" ] && read -r pid <"$pidfile"
 case $([ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline" || ps -ww -o command= -p "$pid"; }) in
-*"$1/data"*)
+*"$dir/data"*)
 	kill -QUIT "$pid"
 	n=0
 	while [ -e "$pidfile" ] && kill -0 "$pid" && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done
@@ -37,92 +40,88 @@ case $([ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline" || ps -ww -o command
 	;;
 esac
 n=0
-while rm -rf "$1"; [ -e "$1" ] && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done
-[ ! -e "$1" ]
+while rm -rf "$dir"; [ -e "$dir" ] && [ $n -lt 50 ]; do sleep 0.1; n=$((n+1)); done
+[ ! -e "$dir" ]
 `
 
 // watchdog is a shell that runs reap over dir as soon as this process ends or
 // closes the pipe.
-//
-// As long as either lives, one of them holds the lock on dir/lock; a directory
-// whose lock is free belongs to a dead run.
 type watchdog struct {
 	dir  string
+	lock *os.File // dir/lock, locked; a free one belongs to a dead run
+	pid  int      // the shell's
 	pipe *os.File
 	done chan struct{} // closed when the shell has ended
 	err  error         // of its end; read after done
 }
 
-// newWatchdog makes a directory and guards it.
-func newWatchdog(a *account) (*watchdog, error) {
-	w, err := startWatchdog(a)
+// newWatchdog makes a directory for a server of the account and guards it.
+func newWatchdog(a *account) (_ *watchdog, err error) {
+	parent, err := filepath.Abs(os.TempDir())
 	if err != nil {
 		return nil, fmt.Errorf("pgtest: %w", err)
 	}
+	r, pipe, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: %w", err)
+	}
+	defer r.Close()
+	cmd := reaper(r)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("pgtest: %w", errors.Join(err, pipe.Close()))
+	}
+	w := &watchdog{
+		dir:  filepath.Join(parent, fmt.Sprintf("%s%016x", dirPrefix, rand.Uint64())),
+		pid:  cmd.Process.Pid,
+		pipe: pipe,
+		done: make(chan struct{}),
+	}
+	// It also keeps w from being collected, which would close the pipe and so end
+	// a server to which nobody refers any more but by its DSN.
+	go func() {
+		w.err = cmd.Wait()
+		close(w.done)
+	}()
+	if err := w.makeDir(a); err != nil {
+		return nil, errors.Join(fmt.Errorf("pgtest: %w", err), w.close())
+	}
 	return w, nil
 }
 
-func startWatchdog(a *account) (_ *watchdog, err error) {
-	dir, err := os.MkdirTemp("", dirPrefix)
-	if err != nil {
-		return nil, err
+// makeDir makes the directory, of which the shell knows by then.
+func (w *watchdog) makeDir(a *account) error {
+	if _, err := fmt.Fprintln(w.pipe, w.dir); err != nil {
+		return err
 	}
-	// reap finds the server by this path.
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, err
+	if err := os.Mkdir(w.dir, 0o700); err != nil {
+		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
 	if a != nil {
-		if err := os.Chmod(dir, 0o711); err != nil {
-			return nil, err
+		if err := os.Chmod(w.dir, 0o755); err != nil {
+			return err
 		}
 	}
-	data := filepath.Join(dir, "data")
+	data := filepath.Join(w.dir, "data")
 	if err := errors.Join(os.Mkdir(data, 0o700), a.own(data)); err != nil {
-		return nil, err
+		return err
 	}
-
 	// Named lock only once it is locked: sweep takes a free lock for a dead run.
-	lock, err := os.Create(filepath.Join(dir, "lock.new"))
+	lock, err := os.Create(filepath.Join(w.dir, "lock.new"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer lock.Close() // the shell has it, too
+	w.lock = lock
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, err
+		return err
 	}
-	if err := os.Rename(lock.Name(), filepath.Join(dir, "lock")); err != nil {
-		return nil, err
-	}
-
-	r, pipe, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	cmd := reaper(dir, lock)
-	cmd.Stdin = r
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(err, pipe.Close())
-	}
-	w := &watchdog{dir: dir, pipe: pipe, done: make(chan struct{})}
-	go func() {
-		w.err = cmd.Wait()
-		runtime.KeepAlive(pipe) // collected, it would be closed, and the server end
-		close(w.done)
-	}()
-	return w, nil
+	return os.Rename(lock.Name(), filepath.Join(w.dir, "lock"))
 }
 
 // reaper prepares a run of reap, in a process group that no terminal signals.
-func reaper(dir string, lock *os.File) *exec.Cmd {
-	cmd := exec.Command("/bin/sh", "-c", reap, "sh", dir)
+func reaper(stdin io.Reader) *exec.Cmd {
+	cmd := exec.Command("/bin/sh", "-c", reap)
 	cmd.Dir = "/"
-	cmd.ExtraFiles = []*os.File{lock}
+	cmd.Stdin = stdin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
@@ -131,6 +130,9 @@ func reaper(dir string, lock *os.File) *exec.Cmd {
 func (w *watchdog) close() error {
 	err := w.pipe.Close()
 	<-w.done
+	if w.lock != nil {
+		err = errors.Join(err, w.lock.Close())
+	}
 	if err := errors.Join(err, w.err); err != nil {
 		return fmt.Errorf("pgtest: removing %s: %w", w.dir, err)
 	}
@@ -165,5 +167,5 @@ func sweepDir(dir string) {
 	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return
 	}
-	_ = reaper(dir, lock).Run()
+	_ = reaper(strings.NewReader(dir + "\n")).Run()
 }
