@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -99,14 +100,28 @@ type Cache struct {
 
 // core is what a Cache shares with those that its WithTx returns.
 type core struct {
-	db     *sql.DB
-	owned  bool // the pool is closed with the cache
-	cfg    Config
-	closed atomic.Bool
+	db    *sql.DB
+	owned bool // the pool is closed with the cache
+	cfg   Config
 
 	stmt struct {
-		get, set, del, exists, ttl, expire, persist, cleanup *statement
+		get, set, del, exists               *statement
+		ttl, expire, persist, cleanup       *statement
+		getMany, setMany, delMany, haveMany *statement
 	}
+
+	// The operations that merge concurrent calls.
+	gets       coalescer[string, lookup]
+	sets       coalescer[entry, struct{}]
+	deletes    coalescer[string, bool]
+	existences coalescer[string, bool]
+
+	// Work that outlives the call that started it, until Close.
+	ctx     context.Context
+	stop    context.CancelFunc
+	mu      sync.Mutex // guards closed against running.Add
+	closed  atomic.Bool
+	running sync.WaitGroup
 }
 
 // New returns a cache over db, which stays the caller's to close. It does no I/O.
@@ -119,23 +134,40 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		return nil, fmt.Errorf("fastpgcache: new: %w", err)
 	}
 	c := &Cache{core: &core{db: db, cfg: cfg}}
-	sql := func(op, text string, args int) *statement {
-		return newStatement(op, text, cfg.schema(), cfg.User, args)
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	sql := func(text string, args int) *statement {
+		return newStatement(text, cfg.schema(), cfg.User, args)
 	}
-	c.stmt.get = sql("get", getSQL, 1)
-	c.stmt.set = sql("set", setSQL, 4)
-	c.stmt.del = sql("delete", deleteSQL, 1)
-	c.stmt.exists = sql("exists", existsSQL, 1)
-	c.stmt.ttl = sql("ttl", ttlSQL, 1)
-	c.stmt.expire = sql("expire", expireSQL, 2)
-	c.stmt.persist = sql("persist", persistSQL, 1)
-	c.stmt.cleanup = sql("cleanup", cleanupSQL, 2)
+	c.stmt.get = sql(getSQL, 1)
+	c.stmt.set = sql(setSQL, 4)
+	c.stmt.del = sql(deleteSQL, 1)
+	c.stmt.exists = sql(existsSQL, 1)
+	c.stmt.ttl = sql(ttlSQL, 1)
+	c.stmt.expire = sql(expireSQL, 2)
+	c.stmt.persist = sql(persistSQL, 1)
+	c.stmt.cleanup = sql(cleanupSQL, 2)
+	c.stmt.getMany = sql(getManySQL, 1)
+	c.stmt.setMany = sql(setManySQL, 4)
+	c.stmt.delMany = sql(deleteManySQL, 1)
+	c.stmt.haveMany = sql(existsManySQL, 1)
+
+	keySize := func(key string) int { return len(key) }
+	c.gets = coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core}
+	c.deletes = coalescer[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize, core: c.core}
+	c.existences = coalescer[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize, core: c.core}
+	c.sets = coalescer[entry, struct{}]{
+		one:  func(ctx context.Context, e entry) (struct{}, error) { return struct{}{}, c.setOne(ctx, e) },
+		many: c.setBatch,
+		size: func(e entry) int { return len(e.key) + e.value.len() },
+		core: c.core,
+	}
 	return c, nil
 }
 
 func (c *core) statements() []*statement {
 	s := &c.stmt
-	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup}
+	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup,
+		s.getMany, s.setMany, s.delMany, s.haveMany}
 }
 
 // Open returns a cache over a pool of its own, on lib/pq, with at most 10
@@ -177,9 +209,17 @@ func (c *Cache) DB() *sql.DB { return c.db }
 // and closes the pool if the cache owns it. Operations after it fail with
 // ErrClosed; further calls do nothing, as on a cache that WithTx returned.
 func (c *Cache) Close() error {
-	if c.tx != nil || c.closed.Swap(true) {
+	if c.tx != nil {
 		return nil
 	}
+	c.mu.Lock()
+	closed := c.closed.Swap(true)
+	c.mu.Unlock()
+	if closed {
+		return nil
+	}
+	c.stop()
+	c.running.Wait()
 	for _, s := range c.statements() {
 		s.close()
 	}
@@ -200,6 +240,37 @@ func (c *Cache) WithTx(tx *sql.Tx) *Cache {
 	return &Cache{core: c.core, tx: tx}
 }
 
+// coalesces reports whether concurrent calls are merged.
+func (c *Cache) coalesces() bool { return c.tx == nil && !c.cfg.DisableCoalescing }
+
+// background runs f on a goroutine that Close waits for, or, once the cache is
+// closed, at once: then every statement fails.
+func (c *core) background(f func()) {
+	c.mu.Lock()
+	if c.closed.Load() {
+		c.mu.Unlock()
+		f()
+		return
+	}
+	c.running.Add(1)
+	c.mu.Unlock()
+	go func() {
+		defer c.running.Done()
+		f()
+	}()
+}
+
+// places is how many statements a coalescer may have in flight, and how many more
+// may be slow: more would find no more work to merge, and keep the pool from the
+// caller's own use of it.
+func (c *core) places() (inFlight, slow int) {
+	pool := c.db.Stats().MaxOpenConnections
+	if pool == 0 {
+		return 2, 8
+	}
+	return min(2, max(1, pool/2)), pool / 4
+}
+
 // args completes a statement's arguments by the user label, if there is one.
 func (c *core) args(args ...any) []any {
 	if c.cfg.User == "" {
@@ -214,19 +285,31 @@ func (c *core) args(args ...any) []any {
 // ErrInvalidTTL, ErrValueTooLarge (over 256 MiB) or ErrNotPermitted; after any
 // other error, that of ctx included, it is unknown whether the value was stored.
 func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duration) error {
-	const op = "set"
+	e, err := newEntry(key, value, ttl)
+	if err == nil {
+		err = c.set(ctx, e)
+	}
+	return c.fail(ctx, "set", err)
+}
+
+// entry is what a write stores.
+type entry struct {
+	key    string
+	value  stored
+	micros int64 // the TTL, or noTTL
+}
+
+// newEntry checks and encodes what a caller wants stored.
+func newEntry(key string, value any, ttl time.Duration) (entry, error) {
 	if err := checkKey(key); err != nil {
-		return c.fail(ctx, op, err)
+		return entry{}, err
 	}
 	micros, err := storeTTL(ttl)
 	if err != nil {
-		return c.fail(ctx, op, err)
+		return entry{}, err
 	}
 	v, err := encode(value)
-	if err != nil {
-		return c.fail(ctx, op, err)
-	}
-	return c.set(ctx, key, v, micros)
+	return entry{key, v, micros}, err
 }
 
 const setSQL = `
@@ -235,9 +318,17 @@ VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::bigint * interval '1 mic
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`
 
-func (c *Cache) set(ctx context.Context, key string, v encoded, micros any) error {
-	value, valueBytes := v.columns()
-	_, err := c.exec(ctx, c.stmt.set, c.args(key, value, valueBytes, micros)...)
+func (c *Cache) set(ctx context.Context, e entry) error {
+	if c.coalesces() {
+		_, err := c.sets.do(ctx, e)
+		return err
+	}
+	return c.setOne(ctx, e)
+}
+
+func (c *Cache) setOne(ctx context.Context, e entry) error {
+	value, valueBytes := e.value.arguments()
+	_, err := c.exec(ctx, c.stmt.set, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
 	return err
 }
 
@@ -247,42 +338,50 @@ func (c *Cache) set(ctx context.Context, key string, v encoded, micros any) erro
 // With a nil dest it only tells whether the key is there. A miss is not an error
 // and leaves dest alone; found with an error means a value that does not decode.
 func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err error) {
-	const op = "get"
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, op, err)
+	if err = checkKey(key); err == nil {
+		err = checkDest(dest)
 	}
-	if err := checkDest(dest); err != nil {
-		return false, c.fail(ctx, op, err)
+	var v stored
+	if err == nil {
+		v, found, err = c.get(ctx, key)
 	}
-	v, found, err := c.get(ctx, key)
-	if err != nil || !found {
-		return false, err
+	if found && err == nil {
+		err = v.decode(dest)
 	}
-	if err := decode(v, dest); err != nil {
-		return true, c.fail(ctx, op, err)
-	}
-	return true, nil
+	return found, c.fail(ctx, "get", err)
 }
 
+// LIMIT 1 tells the planner what the primary key would, if user_id, a text, were
+// compared with anything but current_user, a name.
 const getSQL = `
 SELECT value, value_bytes FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
 
-func (c *Cache) get(ctx context.Context, key string) (v Value, found bool, err error) {
-	var value, valueBytes []byte
-	found, err = c.row(ctx, c.stmt.get, c.args(key), &value, &valueBytes)
-	if value == nil {
-		value = valueBytes
+func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err error) {
+	if c.coalesces() {
+		hit, err := c.gets.do(ctx, key)
+		if err != nil || !hit.large {
+			return hit.value, hit.found, err
+		}
 	}
-	return value, found, err
+	hit, err := c.getOne(ctx, key)
+	return hit.value, hit.found, err
+}
+
+func (c *Cache) getOne(ctx context.Context, key string) (lookup, error) {
+	var value, valueBytes any
+	found, err := c.row(ctx, c.stmt.get, c.args(key), &value, &valueBytes)
+	v, _ := fromColumns(value, valueBytes)
+	return lookup{value: v, found: found}, err
 }
 
 // Delete removes key and reports whether it was there.
 func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error) {
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, "delete", err)
+	if err = checkKey(key); err == nil {
+		deleted, err = c.delete(ctx, key)
 	}
-	return c.delete(ctx, key)
+	return deleted, c.fail(ctx, "delete", err)
 }
 
 const deleteSQL = `
@@ -291,23 +390,37 @@ DELETE FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
 
 func (c *Cache) delete(ctx context.Context, key string) (bool, error) {
+	if c.coalesces() {
+		return c.deletes.do(ctx, key)
+	}
+	return c.deleteOne(ctx, key)
+}
+
+func (c *Cache) deleteOne(ctx context.Context, key string) (bool, error) {
 	n, err := c.exec(ctx, c.stmt.del, c.args(key)...)
 	return n > 0, err
 }
 
 // Exists reports whether key is there.
-func (c *Cache) Exists(ctx context.Context, key string) (bool, error) {
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, "exists", err)
+func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
+	if err = checkKey(key); err == nil {
+		exists, err = c.exists(ctx, key)
 	}
-	return c.exists(ctx, key)
+	return exists, c.fail(ctx, "exists", err)
 }
 
 const existsSQL = `
 SELECT EXISTS (SELECT FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp()))`
 
-func (c *Cache) exists(ctx context.Context, key string) (exists bool, err error) {
+func (c *Cache) exists(ctx context.Context, key string) (bool, error) {
+	if c.coalesces() {
+		return c.existences.do(ctx, key)
+	}
+	return c.existsOne(ctx, key)
+}
+
+func (c *Cache) existsOne(ctx context.Context, key string) (exists bool, err error) {
 	_, err = c.row(ctx, c.stmt.exists, c.args(key), &exists)
 	return exists, err
 }

@@ -137,6 +137,40 @@ var operations = []operation{{
 	args:    []driver.Value{"k"},
 	answers: foundOrNot,
 }, {
+	name: "SetMany",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.SetMany(ctx, map[string]any{"b": 1, "a": `say "x\y"`}, time.Second)
+	},
+	args:    []driver.Value{`{"a","b"}`, `{"say \"x\\y\"","1"}`, `{}`, `{1000000,1000000}`},
+	answers: []answer{{affected: 2}},
+}, {
+	name: "SetMany",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.SetMany(ctx, map[string]any{"b": []byte{0xff, 0}, "a": ""}, 0)
+	},
+	args:    []driver.Value{`{"a","b"}`, `{"",NULL}`, `{NULL,"\\xff00"}`, `{NULL,NULL}`},
+	answers: []answer{{affected: 2}},
+}, {
+	name: "GetMany",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.GetMany(ctx, []string{"b", "a", "b"})
+	},
+	args: []driver.Value{`{"b","a"}`},
+	answers: []answer{
+		{rows: [][]driver.Value{{"a", "text", nil}, {"b", nil, []byte{0xff, 0}}}, want: map[string]fastpgcache.Value{"a": fastpgcache.Value("text"), "b": {0xff, 0}}},
+		{want: map[string]fastpgcache.Value{}},
+	},
+}, {
+	name: "DeleteMany",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.DeleteMany(ctx, []string{"b", "a", "b"})
+	},
+	args: []driver.Value{`{"a","b"}`},
+	answers: []answer{
+		{rows: [][]driver.Value{{"a", true}, {"b", true}}, want: 2},
+		{want: 0},
+	},
+}, {
 	name: "Cleanup",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Cleanup(ctx)
@@ -155,6 +189,7 @@ type statement struct {
 
 var (
 	sectionPattern = regexp.MustCompile("(?s)^## (\\w+)\n\n```sql\n(.*?)\n```\n\n- Arguments: (.*?)\n- (Columns|Rows affected): (.*)$")
+	wordPattern    = regexp.MustCompile("([a-z])([A-Z])")
 	namePattern    = regexp.MustCompile("`(\\w+)`")
 )
 
@@ -386,6 +421,75 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 	}
 }
 
+// TestBatchFollowsUp pins the statements that a batch sends after its own.
+func TestBatchFollowsUp(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	get, getMany := m.page["Get"], m.page["GetMany"]
+	m.ExpectQuery(getMany.text).WithArgs(`{"a","large"}`).
+		WillReturnRows(sqlmock.NewRows(getMany.columns).AddRow("a", "text", nil).AddRow("large", nil, nil))
+	m.ExpectQuery(get.text).WithArgs("large").WillReturnRows(sqlmock.NewRows(get.columns).AddRow("value", nil))
+	got, err := m.GetMany(t.Context(), []string{"a", "large"})
+	if want := map[string]fastpgcache.Value{"a": fastpgcache.Value("text"), "large": fastpgcache.Value("value")}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("GetMany: got %v, %v, want %v", got, err, want)
+	}
+	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","contended"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("contended", false))
+	m.ExpectExec(del.text).WithArgs("contended").WillReturnResult(sqlmock.NewResult(0, 1))
+	if n, err := m.DeleteMany(t.Context(), []string{"contended", "a"}); n != 2 || err != nil {
+		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
+	}
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLargeBatchIsSeveralStatements of 1,000 keys, in one transaction where they
+// write.
+func TestLargeBatchIsSeveralStatements(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	items, keys := map[string]any{}, make([]string, 1001)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%04d", i)
+		items[keys[i]] = "v"
+	}
+	set, boom := m.page["SetMany"], &serverError{"XX000"}
+	last := []driver.Value{`{"1000"}`, `{"v"}`, `{}`, `{NULL}`}
+	m.ExpectBegin()
+	m.ExpectExec(set.text).WillReturnResult(sqlmock.NewResult(0, 1000))
+	m.ExpectExec(set.text).WithArgs(last...).WillReturnResult(sqlmock.NewResult(0, 1))
+	m.ExpectCommit()
+	if err := m.SetMany(t.Context(), items, 0); err != nil {
+		t.Error(err)
+	}
+	// None or all: the whole transaction is retried, or rolled back.
+	m.ExpectBegin()
+	m.ExpectExec(set.text).WillReturnResult(sqlmock.NewResult(0, 1000))
+	m.ExpectExec(set.text).WithArgs(last...).WillReturnError(&serverError{"40P01"})
+	m.ExpectRollback()
+	m.ExpectBegin()
+	m.ExpectExec(set.text).WillReturnResult(sqlmock.NewResult(0, 1000))
+	m.ExpectExec(set.text).WithArgs(last...).WillReturnError(boom)
+	m.ExpectRollback()
+	if err := m.SetMany(t.Context(), items, 0); !errors.Is(err, boom) {
+		t.Errorf("SetMany: got %v, want %v", err, boom)
+	}
+	for _, name := range []string{"GetMany", "DeleteMany"} {
+		s := m.page[name]
+		m.ExpectQuery(s.text).WillReturnRows(sqlmock.NewRows(s.columns))
+		m.ExpectQuery(s.text).WithArgs(`{"1000"}`).WillReturnRows(sqlmock.NewRows(s.columns))
+	}
+	if _, err := m.GetMany(t.Context(), keys); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.DeleteMany(t.Context(), keys); err != nil {
+		t.Error(err)
+	}
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
+
 // serverError is what a driver reports from the server.
 type serverError struct{ state string }
 
@@ -398,7 +502,8 @@ func checkFault(t *testing.T, op operation, got any, err, cause error) {
 	if !errors.Is(err, cause) {
 		t.Fatalf("got %v, want an error that wraps %v", err, cause)
 	}
-	prefix := "fastpgcache: " + strings.ToLower(op.name) + ": "
+	words := strings.ToLower(wordPattern.ReplaceAllString(op.name, "$1 $2"))
+	prefix := "fastpgcache: " + words + ": "
 	if !strings.HasPrefix(err.Error(), prefix) || strings.Count(err.Error(), "fastpgcache: ") != 1 {
 		t.Errorf("got %q, want the prefix %q once", err, prefix)
 	}
@@ -620,12 +725,15 @@ func TestBadArgumentsSendNothing(t *testing.T) {
 		m := newMocked(t, mode)
 		for _, key := range []string{"", "a\x00b", "\xff", strings.Repeat("k", 1025)} {
 			for name, err := range map[string]error{
-				"set":     m.Set(ctx, key, "v", 0),
-				"get":     second(m.Get(ctx, key, nil)),
-				"delete":  second(m.Delete(ctx, key)),
-				"exists":  second(m.Exists(ctx, key)),
-				"expire":  second(m.Expire(ctx, key, time.Second)),
-				"persist": second(m.Persist(ctx, key)),
+				"set":         m.Set(ctx, key, "v", 0),
+				"get":         second(m.Get(ctx, key, nil)),
+				"delete":      second(m.Delete(ctx, key)),
+				"exists":      second(m.Exists(ctx, key)),
+				"expire":      second(m.Expire(ctx, key, time.Second)),
+				"persist":     second(m.Persist(ctx, key)),
+				"set many":    m.SetMany(ctx, map[string]any{"good": 1, key: 1}, 0),
+				"get many":    second(m.GetMany(ctx, []string{"good", key})),
+				"delete many": second(m.DeleteMany(ctx, []string{"good", key})),
 			} {
 				if !errors.Is(err, fastpgcache.ErrInvalidKey) || !strings.HasPrefix(err.Error(), "fastpgcache: "+name+": ") {
 					t.Errorf("%s %.10q: got %v, want %v", name, key, err, fastpgcache.ErrInvalidKey)

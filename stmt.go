@@ -16,7 +16,6 @@ import (
 // statement is one SQL text and, on first use, its prepared form, which
 // database/sql prepares again on each connection that it meets.
 type statement struct {
-	op   string // for errors
 	text string
 
 	preparing atomic.Bool
@@ -28,13 +27,13 @@ type statement struct {
 // after the n others. It must stand bare beside its column: a cast of
 // current_user is not leakproof, and row-level security would keep it from the
 // index.
-func newStatement(op, text, schema, label string, n int) *statement {
+func newStatement(text, schema, label string, n int) *statement {
 	user := "current_user"
 	if label != "" {
 		user = fmt.Sprintf("$%d", n+1)
 	}
 	text = strings.NewReplacer("{schema}", pq.QuoteIdentifier(schema), "{user}", user).Replace(text)
-	return &statement{op: op, text: text}
+	return &statement{text: text}
 }
 
 // prepare returns the prepared statement, or nil while another caller prepares
@@ -66,17 +65,8 @@ func (s *statement) close() {
 // query runs s and calls scan for each of its rows, from the first row again
 // after a retry.
 func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*sql.Rows) error) error {
-	return c.retry(ctx, s, func(p *sql.Stmt) error {
-		var rows *sql.Rows
-		var err error
-		switch {
-		case c.tx != nil:
-			rows, err = c.tx.QueryContext(ctx, s.text, args...)
-		case p != nil:
-			rows, err = p.QueryContext(ctx, args...)
-		default:
-			rows, err = c.db.QueryContext(ctx, s.text, args...)
-		}
+	return c.retry(ctx, func() error {
+		rows, err := c.queryOnce(ctx, s, args)
 		if err != nil {
 			return err
 		}
@@ -90,6 +80,19 @@ func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*
 	})
 }
 
+func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.Rows, error) {
+	p, err := c.prepared(ctx, s)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.tx != nil:
+		return c.tx.QueryContext(ctx, s.text, args...)
+	case p != nil:
+		return p.QueryContext(ctx, args...)
+	}
+	return c.db.QueryContext(ctx, s.text, args...)
+}
+
 // row runs s, which has at most one row, and scans it into dest.
 func (c *Cache) row(ctx context.Context, s *statement, args []any, dest ...any) (found bool, err error) {
 	err = c.query(ctx, s, args, func(rows *sql.Rows) error {
@@ -101,56 +104,52 @@ func (c *Cache) row(ctx context.Context, s *statement, args []any, dest ...any) 
 
 // exec runs s and returns how many rows it affected.
 func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (affected int64, err error) {
-	err = c.retry(ctx, s, func(p *sql.Stmt) error {
-		var result sql.Result
-		var err error
-		switch {
-		case c.tx != nil:
-			result, err = c.tx.ExecContext(ctx, s.text, args...)
-		case p != nil:
-			result, err = p.ExecContext(ctx, args...)
-		default:
-			result, err = c.db.ExecContext(ctx, s.text, args...)
+	err = c.retry(ctx, func() error {
+		result, err := c.execOnce(ctx, s, args)
+		if err == nil {
+			affected, err = result.RowsAffected()
 		}
-		if err != nil {
-			return err
-		}
-		affected, err = result.RowsAffected()
 		return err
 	})
 	return affected, err
 }
 
+func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Result, error) {
+	p, err := c.prepared(ctx, s)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.tx != nil:
+		return c.tx.ExecContext(ctx, s.text, args...)
+	case p != nil:
+		return p.ExecContext(ctx, args...)
+	}
+	return c.db.ExecContext(ctx, s.text, args...)
+}
+
+// prepared returns the prepared form of s, or nil where the text itself is to run.
+func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
+	if c.closed.Load() {
+		return nil, ErrClosed
+	}
+	if c.tx != nil || c.cfg.DisablePrepare {
+		return nil, nil
+	}
+	return s.prepare(ctx, c.db)
+}
+
 // maxAttempts is how often a statement runs that keeps losing to concurrent ones.
 const maxAttempts = 5
 
-// retry calls run with the prepared form of s, or nil where the text itself is to
-// run, and again when the server undid the statement in favour of a concurrent
-// one. What it returns is ready for the caller.
-func (c *Cache) retry(ctx context.Context, s *statement, run func(*sql.Stmt) error) error {
+// retry calls run, and again when the server undid its work in favour of a
+// concurrent transaction's.
+func (c *Cache) retry(ctx context.Context, run func() error) error {
 	for attempt := 1; ; attempt++ {
-		err := c.attempt(ctx, s, run)
-		if err == nil {
-			return nil
-		}
-		if c.tx != nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
-			return c.fail(ctx, s.op, err)
+		err := run()
+		if err == nil || c.tx != nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
+			return err
 		}
 	}
-}
-
-func (c *Cache) attempt(ctx context.Context, s *statement, run func(*sql.Stmt) error) error {
-	if c.closed.Load() {
-		return ErrClosed
-	}
-	if c.tx != nil || c.cfg.DisablePrepare {
-		return run(nil)
-	}
-	p, err := s.prepare(ctx, c.db)
-	if err != nil {
-		return err
-	}
-	return run(p)
 }
 
 // lostToConcurrent reports whether the server rolled a statement back only
@@ -201,9 +200,27 @@ const (
 	duplicateStatement    = "42P05"
 )
 
+// causedByData reports whether the statement failed for the data of one of its
+// rows, so that the others may do without it.
+func causedByData(err error) bool {
+	state := sqlState(err)
+	if len(state) != 5 {
+		return false
+	}
+	switch state[:2] {
+	case "22", "23", "54", "XX": // data, integrity, limits; corruption
+		return true
+	}
+	return false
+}
+
 // fail turns err, of operation op, into what the caller gets: prefixed once,
-// naming the operation, and matching the sentinels.
-func (c *Cache) fail(ctx context.Context, op string, err error) error {
+// naming the operation, and matching the sentinels. It stands at the public
+// boundary, and nowhere below.
+func (c *core) fail(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
 		// A driver reports a cancelled query in words of its own.
 		err = fmt.Errorf("%w: %w", ctxErr, err)

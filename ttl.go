@@ -11,45 +11,50 @@ import (
 // NoExpiry is the TTL of an entry that stays until it is deleted.
 const NoExpiry time.Duration = -1
 
-// microseconds rounds up to the resolution of PostgreSQL's timestamps.
-func microseconds(ttl time.Duration) int64 {
-	micros := ttl / time.Microsecond
+// noTTL stands for NoExpiry among TTLs in microseconds.
+const noTTL int64 = -1
+
+// storeTTL returns the TTL of a write that stores, in microseconds, the resolution
+// of PostgreSQL's timestamps, rounded up.
+func storeTTL(ttl time.Duration) (micros int64, err error) {
+	switch {
+	case ttl == 0 || ttl == NoExpiry:
+		return noTTL, nil
+	case ttl < 0:
+		return 0, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+	}
+	micros = int64(ttl / time.Microsecond)
 	if ttl%time.Microsecond > 0 {
 		micros++
 	}
-	return int64(micros)
+	return micros, nil
 }
 
-// storeTTL is the argument for the TTL of a write that stores: microseconds, or
-// nil for none.
-func storeTTL(ttl time.Duration) (any, error) {
-	switch {
-	case ttl == 0 || ttl == NoExpiry:
-		return nil, nil
-	case ttl < 0:
-		return nil, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+func ttlArgument(micros int64) any {
+	if micros == noTTL {
+		return nil
 	}
-	return microseconds(ttl), nil
+	return micros
 }
 
 const ttlSQL = `
 SELECT CASE WHEN isfinite(expires_at)
   THEN (extract(epoch FROM expires_at - statement_timestamp()) * 1000000)::bigint END
 FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
 
 // TTL returns how long key will live, NoExpiry if until it is deleted, and
 // whether it is there. The time left of a live entry is at least a microsecond,
 // and never more than the greatest Duration.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
-	if err := checkKey(key); err != nil {
-		return 0, false, c.fail(ctx, "ttl", err)
-	}
 	var micros *int64
-	found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+	if err = checkKey(key); err == nil {
+		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+	}
 	switch {
-	case err != nil || !found:
-		return 0, false, err
+	case !found:
+		return 0, false, c.fail(ctx, "ttl", err)
 	case micros == nil:
 		return NoExpiry, true, nil
 	case *micros > math.MaxInt64/int64(time.Microsecond):
@@ -66,18 +71,22 @@ WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > stat
 // NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
 // mean either that or at once.
 func (c *Cache) Expire(ctx context.Context, key string, ttl time.Duration) (found bool, err error) {
-	const op = "expire"
+	found, err = c.expire(ctx, key, ttl)
+	return found, c.fail(ctx, "expire", err)
+}
+
+func (c *Cache) expire(ctx context.Context, key string, ttl time.Duration) (bool, error) {
 	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, op, err)
+		return false, err
+	}
+	if ttl == 0 {
+		return false, fmt.Errorf("%w: 0", ErrInvalidTTL)
 	}
 	micros, err := storeTTL(ttl)
 	if err != nil {
-		return false, c.fail(ctx, op, err)
+		return false, err
 	}
-	if ttl == 0 {
-		return false, c.fail(ctx, op, fmt.Errorf("%w: 0", ErrInvalidTTL))
-	}
-	n, err := c.exec(ctx, c.stmt.expire, c.args(key, micros)...)
+	n, err := c.exec(ctx, c.stmt.expire, c.args(key, ttlArgument(micros))...)
 	return n > 0, err
 }
 
@@ -88,11 +97,11 @@ WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > stat
 // Persist takes key's TTL away, so that it stays until it is deleted, and reports
 // whether it is there.
 func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
-	if err := checkKey(key); err != nil {
-		return false, c.fail(ctx, "persist", err)
+	var n int64
+	if err = checkKey(key); err == nil {
+		n, err = c.exec(ctx, c.stmt.persist, c.args(key)...)
 	}
-	n, err := c.exec(ctx, c.stmt.persist, c.args(key)...)
-	return n > 0, err
+	return n > 0, c.fail(ctx, "persist", err)
 }
 
 // cleanupBlocks is how many pages of the table one bite of a cleanup covers, a
@@ -114,7 +123,7 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	for block := new(int64); block != nil; {
 		var n int
 		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks}, &n, &block); err != nil {
-			return removed, err
+			return removed, c.fail(ctx, "cleanup", err)
 		}
 		removed += n
 	}

@@ -20,7 +20,7 @@ func (v Value) Decode(dest any) error {
 	if err := checkDest(dest); err != nil {
 		return fmt.Errorf("fastpgcache: decode: %w", err)
 	}
-	if err := decode(v, dest); err != nil {
+	if err := (stored{bytes: v}).decode(dest); err != nil {
 		return fmt.Errorf("fastpgcache: decode: %w", err)
 	}
 	return nil
@@ -29,49 +29,81 @@ func (v Value) Decode(dest any) error {
 // String returns the value as text.
 func (v Value) String() string { return string(v) }
 
-// encoded is a value as the table takes it: in its column value where it is
-// text to PostgreSQL, in value_bytes where not.
-type encoded struct {
+// stored is a value as the table holds it: in the column value where it is text to
+// PostgreSQL, in value_bytes where not.
+type stored struct {
 	text   string
 	bytes  []byte
 	isText bool
 }
 
-// columns returns the arguments for value and value_bytes.
-func (e encoded) columns() (value, valueBytes any) {
-	if e.isText {
-		return e.text, nil
-	}
-	return nil, e.bytes
-}
-
 // encode copies what it keeps of value: the caller may reuse its bytes.
-func encode(value any) (encoded, error) {
+func encode(value any) (stored, error) {
 	switch v := value.(type) {
 	case string:
-		return encodeText(v)
+		return store(v)
 	case []byte:
-		return encodeText(string(v))
+		return store(string(v))
 	case json.RawMessage:
-		return encodeText(string(v))
+		return store(string(v))
 	case Value:
-		return encodeText(string(v))
+		return store(string(v))
 	}
 	b, err := json.Marshal(value)
 	if err != nil {
-		return encoded{}, fmt.Errorf("encode value: %w", err)
+		return stored{}, fmt.Errorf("encode value: %w", err)
 	}
-	return encodeText(string(b))
+	return store(string(b))
 }
 
-func encodeText(s string) (encoded, error) {
+func store(s string) (stored, error) {
 	if len(s) > maxValueBytes {
-		return encoded{}, fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, len(s), maxValueBytes)
+		return stored{}, fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, len(s), maxValueBytes)
 	}
 	if isText(s) {
-		return encoded{text: s, isText: true}, nil
+		return stored{text: s, isText: true}, nil
 	}
-	return encoded{bytes: []byte(s)}, nil
+	return stored{bytes: []byte(s)}, nil
+}
+
+// arguments returns the columns value and value_bytes.
+func (s stored) arguments() (value, valueBytes any) {
+	if s.isText {
+		return s.text, nil
+	}
+	return nil, s.bytes
+}
+
+// fromColumns makes a value of what a driver gave for value and value_bytes; ok is
+// false if both are NULL.
+func fromColumns(value, valueBytes any) (s stored, ok bool) {
+	if value == nil {
+		value = valueBytes
+	}
+	switch v := value.(type) {
+	case string:
+		return stored{text: v, isText: true}, true
+	case []byte:
+		return stored{bytes: v}, true
+	}
+	return stored{}, false
+}
+
+func (s stored) len() int { return len(s.text) + len(s.bytes) }
+
+// value returns the bytes, not shared with anybody.
+func (s stored) value() Value {
+	if s.isText {
+		return Value(s.text)
+	}
+	return append(Value{}, s.bytes...)
+}
+
+func (s stored) string() string {
+	if s.isText {
+		return s.text
+	}
+	return string(s.bytes)
 }
 
 // isText reports whether PostgreSQL can hold s as text.
@@ -101,24 +133,24 @@ func checkDest(dest any) error {
 	return fmt.Errorf("dest is %T: want a pointer that is not nil, or nil", dest)
 }
 
-// decode fills dest, checked by checkDest, with a copy of the value.
-func decode(v []byte, dest any) error {
+// decode fills dest, checked by checkDest, and shares no bytes with it.
+func (s stored) decode(dest any) error {
 	switch d := dest.(type) {
 	case nil:
 	case *string:
-		*d = string(v)
+		*d = s.string()
 	case *[]byte:
-		*d = append([]byte{}, v...)
+		*d = s.value()
 	case *json.RawMessage:
-		*d = append(json.RawMessage{}, v...)
+		*d = json.RawMessage(s.value())
 	case *Value:
-		*d = append(Value{}, v...)
+		*d = s.value()
 	case *any:
-		if json.Unmarshal(v, d) != nil {
-			*d = string(v)
+		if json.Unmarshal(s.value(), d) != nil {
+			*d = s.string()
 		}
 	default:
-		if err := json.Unmarshal(v, dest); err != nil {
+		if err := json.Unmarshal(s.value(), dest); err != nil {
 			return fmt.Errorf("decode value: %w", err)
 		}
 	}

@@ -26,7 +26,8 @@ import (
 
 const selectSQL = `
 SELECT value, value_bytes FROM public.cache
-WHERE user_id = current_user AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WHERE user_id = current_user AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
 
 func main() {
 	blocks := flag.Int("blocks", 200, "how many blocks of each")

@@ -1,0 +1,153 @@
+package fastpgcache
+
+import (
+	"database/sql/driver"
+	"encoding/binary"
+	"encoding/hex"
+	"strconv"
+	"strings"
+)
+
+// PostgreSQL's arrays as parameters. As a driver.Valuer each is the array's text
+// form, which every driver takes; BinaryValue is the binary form, which lib/pq asks
+// for with binary_parameters=yes and which costs neither side an escape.
+
+// textArray is a text[].
+type textArray []string
+
+func (a textArray) Value() (driver.Value, error) {
+	return arrayText(len(a), func(b []byte, i int) []byte { return appendQuoted(b, a[i]) }), nil
+}
+
+func (a textArray) BinaryValue() ([]byte, error) {
+	return arrayBinary(textOID, len(a), func(b []byte, i int) []byte { return appendSized(b, a[i]) }), nil
+}
+
+// valueArray is the text[] of the column value, NULL where an entry is no text.
+type valueArray []entry
+
+func (a valueArray) Value() (driver.Value, error) {
+	return arrayText(len(a), func(b []byte, i int) []byte {
+		if !a[i].value.isText {
+			return append(b, "NULL"...)
+		}
+		return appendQuoted(b, a[i].value.text)
+	}), nil
+}
+
+func (a valueArray) BinaryValue() ([]byte, error) {
+	return arrayBinary(textOID, len(a), func(b []byte, i int) []byte {
+		if !a[i].value.isText {
+			return append(b, null...)
+		}
+		return appendSized(b, a[i].value.text)
+	}), nil
+}
+
+// valueBytesArray is the bytea[] of the column value_bytes, NULL where an entry is
+// text, and empty, which unnest takes for as many NULLs, where all are.
+type valueBytesArray []entry
+
+func (a valueBytesArray) len() int {
+	for i := range a {
+		if !a[i].value.isText {
+			return len(a)
+		}
+	}
+	return 0
+}
+
+func (a valueBytesArray) Value() (driver.Value, error) {
+	return arrayText(a.len(), func(b []byte, i int) []byte {
+		if a[i].value.isText {
+			return append(b, "NULL"...)
+		}
+		return append(hex.AppendEncode(append(b, `"\\x`...), a[i].value.bytes), '"')
+	}), nil
+}
+
+func (a valueBytesArray) BinaryValue() ([]byte, error) {
+	return arrayBinary(byteaOID, a.len(), func(b []byte, i int) []byte {
+		if a[i].value.isText {
+			return append(b, null...)
+		}
+		return appendSized(b, a[i].value.bytes)
+	}), nil
+}
+
+// ttlArray is the bigint[] of TTLs in microseconds, NULL where there is none.
+type ttlArray []entry
+
+func (a ttlArray) Value() (driver.Value, error) {
+	return arrayText(len(a), func(b []byte, i int) []byte {
+		if a[i].micros == noTTL {
+			return append(b, "NULL"...)
+		}
+		return strconv.AppendInt(b, a[i].micros, 10)
+	}), nil
+}
+
+func (a ttlArray) BinaryValue() ([]byte, error) {
+	return arrayBinary(int8OID, len(a), func(b []byte, i int) []byte {
+		if a[i].micros == noTTL {
+			return append(b, null...)
+		}
+		return binary.BigEndian.AppendUint64(append(b, 0, 0, 0, 8), uint64(a[i].micros))
+	}), nil
+}
+
+// arrayText is the text form of n elements (PostgreSQL's manual, section 8.15.2).
+func arrayText(n int, element func(b []byte, i int) []byte) string {
+	b := append(make([]byte, 0, 2+48*n), '{')
+	for i := range n {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = element(b, i)
+	}
+	return string(append(b, '}'))
+}
+
+func appendQuoted(b []byte, s string) []byte {
+	b = append(b, '"')
+	for {
+		i := strings.IndexAny(s, `"\`)
+		if i < 0 {
+			return append(append(b, s...), '"')
+		}
+		b = append(append(append(b, s[:i]...), '\\'), s[i])
+		s = s[i+1:]
+	}
+}
+
+// OIDs of element types (PostgreSQL's pg_type.dat).
+const (
+	byteaOID = 17
+	int8OID  = 20
+	textOID  = 25
+)
+
+var null = []byte{0xff, 0xff, 0xff, 0xff}
+
+// arrayBinary is the binary form of n elements: dimensions, a flag for NULLs, the
+// element type, then the one dimension's length and lower bound, and each element
+// behind its length (array_recv in PostgreSQL's arrayfuncs.c).
+func arrayBinary(elementOID uint32, n int, element func(b []byte, i int) []byte) []byte {
+	b := make([]byte, 0, 20+48*n)
+	if n == 0 {
+		return binary.BigEndian.AppendUint32(append(b, make([]byte, 8)...), elementOID)
+	}
+	b = binary.BigEndian.AppendUint32(b, 1)
+	b = binary.BigEndian.AppendUint32(b, 1)
+	b = binary.BigEndian.AppendUint32(b, elementOID)
+	b = binary.BigEndian.AppendUint32(b, uint32(n))
+	b = binary.BigEndian.AppendUint32(b, 1)
+	for i := range n {
+		b = element(b, i)
+	}
+	return b
+}
+
+func appendSized[T string | []byte](b []byte, s T) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+}

@@ -1,0 +1,325 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// lookup is what looking up a key gives.
+type lookup struct {
+	value stored
+	found bool
+	large bool // there, but to be fetched by a statement of its own
+}
+
+// A value of more than 32 KiB comes back as two NULLs: it would hold up the rest.
+// LIMIT 1 keeps the planner from all but one index lookup per key, whatever it
+// thinks of the table.
+const getManySQL = `
+SELECT c.key, c.value, c.value_bytes
+FROM unnest($1::text[]) k(key), LATERAL (
+  SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
+    CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes
+  FROM {schema}.cache
+  WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  LIMIT 1) c`
+
+// getBatch looks up keys, which may repeat.
+func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
+	results := make([]lookup, len(keys))
+	first, unique := distinct(keys)
+	var key string
+	var value, valueBytes any
+	err := c.query(ctx, c.stmt.getMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
+		if err := rows.Scan(&key, &value, &valueBytes); err != nil {
+			return err
+		}
+		v, ok := fromColumns(value, valueBytes)
+		results[first[key]] = lookup{value: v, found: true, large: !ok}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(unique) < len(keys) {
+		for i, key := range keys {
+			results[i] = results[first[key]]
+		}
+	}
+	return results, nil
+}
+
+// distinct returns each key once, and where in keys it stands first.
+func distinct(keys []string) (first map[string]int, unique []string) {
+	first = make(map[string]int, len(keys))
+	unique = make([]string, 0, len(keys))
+	for i, key := range keys {
+		if _, ok := first[key]; !ok {
+			first[key] = i
+			unique = append(unique, key)
+		}
+	}
+	return first, unique
+}
+
+const existsManySQL = `
+SELECT c.key
+FROM unnest($1::text[]) k(key), LATERAL (
+  SELECT key FROM {schema}.cache
+  WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  LIMIT 1) c`
+
+func (c *Cache) existsBatch(ctx context.Context, keys []string) ([]bool, error) {
+	results := make([]bool, len(keys))
+	first, unique := distinct(keys)
+	var key string
+	err := c.query(ctx, c.stmt.haveMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
+		if err := rows.Scan(&key); err != nil {
+			return err
+		}
+		results[first[key]] = true
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, key := range keys {
+		results[i] = results[first[key]]
+	}
+	return results, nil
+}
+
+// Rows are written in the order of the arrays, which is that of their keys: so no
+// two statements wait for each other.
+const setManySQL = `
+INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
+SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl * interval '1 microsecond'
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
+ON CONFLICT (user_id, key) DO UPDATE
+SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`
+
+// setBatch stores entries; of several for one key the last wins.
+func (c *Cache) setBatch(ctx context.Context, entries []entry) ([]struct{}, error) {
+	sorted := slices.Clone(entries)
+	slices.SortStableFunc(sorted, func(a, b entry) int { return strings.Compare(a.key, b.key) })
+	last := sorted[:0]
+	for i, e := range sorted {
+		if i+1 == len(sorted) || sorted[i+1].key != e.key {
+			last = append(last, e)
+		}
+	}
+	return make([]struct{}, len(entries)), c.setSorted(ctx, last)
+}
+
+// setSorted stores entries that are in key order, each key once.
+func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
+	keys := make(textArray, len(entries))
+	for i, e := range entries {
+		keys[i] = e.key
+	}
+	_, err := c.exec(ctx, c.stmt.setMany, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries))...)
+	return err
+}
+
+// Rows are locked in the order of the array, which is that of their keys, before
+// any is deleted. A row that a concurrent write has changed since the statement
+// began is locked but not deleted; it comes back as false.
+const deleteManySQL = `
+WITH lease AS (
+  DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[])),
+locked AS MATERIALIZED (
+  SELECT k.key, c.tid
+  FROM unnest($1::text[]) k(key), LATERAL (
+    SELECT ctid AS tid FROM {schema}.cache
+    WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    LIMIT 1 FOR UPDATE) c),
+deleted AS (
+  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked)) RETURNING key)
+SELECT locked.key, deleted.key IS NOT NULL FROM locked LEFT JOIN deleted USING (key)`
+
+// deleteBatch deletes keys; of several calls for one key the first gets true.
+func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) {
+	results := make([]bool, len(keys))
+	first, unique := distinct(keys)
+	slices.Sort(unique)
+	var again []string
+	err := c.query(ctx, c.stmt.delMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
+		var key string
+		var deleted bool
+		if err := rows.Scan(&key, &deleted); err != nil {
+			return err
+		}
+		results[first[key]] = deleted
+		if !deleted {
+			again = append(again, key)
+		}
+		return nil
+	})
+	for _, key := range again {
+		if err == nil {
+			results[first[key]], err = c.deleteOne(ctx, key)
+		}
+	}
+	return results, err
+}
+
+// chunk bounds one statement of SetMany, GetMany and DeleteMany.
+const (
+	chunkKeys  = 1000
+	chunkBytes = 4 << 20
+)
+
+// GetMany looks keys up, in statements of at most 1,000, and returns those that are
+// there. Keys may repeat. The error names the first key that is not valid.
+func (c *Cache) GetMany(ctx context.Context, keys []string) (map[string]Value, error) {
+	values, err := c.getMany(ctx, keys)
+	return values, c.fail(ctx, "get many", err)
+}
+
+func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, error) {
+	if err := checkKeys(keys); err != nil {
+		return nil, err
+	}
+	values := make(map[string]Value, len(keys))
+	for chunk := range slices.Chunk(keys, chunkKeys) {
+		results, err := c.getBatch(ctx, chunk)
+		if err != nil {
+			return nil, err
+		}
+		for i, hit := range results {
+			if hit.large {
+				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
+					return nil, err
+				}
+			}
+			if hit.found {
+				values[chunk[i]] = hit.value.value()
+			}
+		}
+	}
+	return values, nil
+}
+
+// DeleteMany removes keys, in statements of at most 1,000, and returns how many
+// were there. Keys may repeat. The error names the first key that is not valid; if
+// a statement fails, deleted counts what those before it removed.
+func (c *Cache) DeleteMany(ctx context.Context, keys []string) (deleted int, err error) {
+	deleted, err = c.deleteMany(ctx, keys)
+	return deleted, c.fail(ctx, "delete many", err)
+}
+
+func (c *Cache) deleteMany(ctx context.Context, keys []string) (deleted int, err error) {
+	if err := checkKeys(keys); err != nil {
+		return 0, err
+	}
+	_, unique := distinct(keys)
+	slices.Sort(unique)
+	for chunk := range slices.Chunk(unique, chunkKeys) {
+		results, err := c.deleteBatch(ctx, chunk)
+		if err != nil {
+			return deleted, err
+		}
+		for _, d := range results {
+			if d {
+				deleted++
+			}
+		}
+	}
+	return deleted, nil
+}
+
+// SetMany stores every item for ttl, as Set does, or, if it fails, none. It is one
+// transaction of statements of at most 1,000 items; beside items it holds their
+// keys, sorted, and one statement's encoded values. The error names the first key
+// that is not valid, or whose value is not; then nothing was sent.
+func (c *Cache) SetMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
+	return c.fail(ctx, "set many", c.setMany(ctx, items, ttl))
+}
+
+func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
+	micros, err := storeTTL(ttl)
+	if err != nil {
+		return err
+	}
+	keys := slices.Sorted(maps.Keys(items))
+	if err := checkKeys(keys); err != nil {
+		return err
+	}
+	entries, rest, err := encodeChunk(keys, items, micros)
+	if err != nil {
+		return err
+	}
+	if len(rest) == 0 {
+		return c.setSorted(ctx, entries)
+	}
+	for len(rest) > 0 {
+		if _, rest, err = encodeChunk(rest, items, micros); err != nil {
+			return err
+		}
+	}
+	store := func(c *Cache) error {
+		for rest := keys; len(rest) > 0; {
+			if entries, rest, err = encodeChunk(rest, items, micros); err != nil {
+				return err
+			}
+			if err := c.setSorted(ctx, entries); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if c.tx != nil {
+		return store(c)
+	}
+	return c.retry(ctx, func() error {
+		tx, err := c.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if err := store(c.WithTx(tx)); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+// encodeChunk encodes the items of as many of the keys as make a statement, and
+// returns the keys that are left.
+func encodeChunk(keys []string, items map[string]any, micros int64) (entries []entry, rest []string, err error) {
+	entries = make([]entry, 0, min(len(keys), chunkKeys))
+	for bytes := 0; len(keys) > 0 && len(entries) < chunkKeys && bytes < chunkBytes; keys = keys[1:] {
+		v, err := encode(items[keys[0]])
+		if err != nil {
+			return nil, nil, fmt.Errorf("key %s: %w", shorten(keys[0]), err)
+		}
+		entries = append(entries, entry{keys[0], v, micros})
+		bytes += v.len()
+	}
+	return entries, keys, nil
+}
+
+// checkKeys names the first key that is not valid.
+func checkKeys(keys []string) error {
+	for _, key := range keys {
+		if err := checkKey(key); err != nil {
+			return fmt.Errorf("key %s: %w", shorten(key), err)
+		}
+	}
+	return nil
+}
+
+// shorten quotes a key for an error.
+func shorten(key string) string {
+	const most = 64
+	if len(key) > most {
+		return strconv.Quote(key[:most]) + "..."
+	}
+	return strconv.Quote(key)
+}
