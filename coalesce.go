@@ -2,6 +2,7 @@ package fastpgcache
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -164,8 +165,9 @@ func (c *coalescer[A, R]) send() {
 // run sends a batch and wakes its callers.
 func (c *coalescer[A, R]) run(b *batch[A, R], round int) {
 	defer c.release(round)
-	defer b.cancel()
+	defer runtime.Gosched() // lets those who wake call again before the next batch goes out
 	defer close(b.done)
+	defer b.cancel()
 
 	calls := make([]*call[A, R], 0, len(b.calls))
 	args := make([]A, 0, len(b.calls))
