@@ -32,7 +32,7 @@ type server struct {
 	where  string // for people: schema, database and host
 }
 
-// connect logs in.
+// connect logs in. It completes o by what it finds out, for messages.
 func connect(ctx context.Context, o *options) (*server, error) {
 	connector, err := o.connector(ctx)
 	if err != nil {
@@ -41,12 +41,11 @@ func connect(ctx context.Context, o *options) (*server, error) {
 	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(1)
 	s := &server{DB: db, name: o.setup.Schema, schema: pq.QuoteIdentifier(o.setup.Schema)}
-	var database string
-	if err := db.QueryRowContext(ctx, "SELECT current_database()").Scan(&database); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT current_database(), current_user").Scan(&o.database, &o.user); err != nil {
 		db.Close()
 		return nil, &loginError{err}
 	}
-	s.where = fmt.Sprintf("schema %q of database %q", o.setup.Schema, database)
+	s.where = fmt.Sprintf("schema %q of database %q", o.setup.Schema, o.database)
 	if o.host != "" {
 		s.where += " on " + o.host
 	}
@@ -59,8 +58,7 @@ type loginError struct{ cause error }
 func (e *loginError) Error() string { return e.cause.Error() }
 func (e *loginError) Unwrap() error { return e.cause }
 
-// connector is where and how to log in. It completes o by what it found out, for
-// messages.
+// connector is where and how to log in.
 func (o *options) connector(ctx context.Context) (driver.Connector, error) {
 	if o.databricks {
 		return lakebaseConnector(ctx, o)
@@ -179,6 +177,8 @@ func advice(err error, o *options) string {
 		return known.todo
 	case errors.Is(err, context.Canceled):
 		return "It was interrupted."
+	case o.databricks && strings.HasPrefix(state, "28"):
+		return "The identity of --profile needs a PostgreSQL role of its name in the database, made with databricks_create_role."
 	case state == "28P01":
 		return fmt.Sprintf("The server at %s refuses this password of role %s, or got none. Set PGPASSWORD, or add the password to ~/.pgpass.", server, user)
 	case state == "28000":
