@@ -60,7 +60,7 @@ func NewConnector(dsn string, tokens TokenProvider) (*Connector, error) {
 }
 
 func tokenConfig(dsn string) (pq.Config, error) {
-	dsn, err := withDefaults(dsn)
+	dsn, err := withDefaults(dsn, "sslmode=verify-full", "binary_parameters=yes")
 	if err != nil {
 		return pq.Config{}, err
 	}
@@ -89,18 +89,18 @@ func tokenConfig(dsn string) (pq.Config, error) {
 	return cfg, nil
 }
 
-// withDefaults puts the settings into dsn that the environment must not decide. What dsn says itself stays.
-func withDefaults(dsn string) (string, error) {
+// withDefaults puts settings into dsn, whatever the environment says. What dsn says itself stays.
+func withDefaults(dsn string, settings ...string) (string, error) {
 	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
-		return "sslmode=verify-full binary_parameters=yes " + dsn, nil // the last of two pairs wins
+		return strings.Join(append(settings, dsn), " "), nil // the last of two pairs wins
 	}
 	u, err := url.Parse(dsn)
 	if err != nil {
 		return "", errors.New("the connection string is not a valid URL") // err holds all of it, password included
 	}
 	q := u.Query()
-	for key, value := range map[string]string{"sslmode": "verify-full", "binary_parameters": "yes"} {
-		if q.Get(key) == "" {
+	for _, setting := range settings {
+		if key, value, _ := strings.Cut(setting, "="); q.Get(key) == "" {
 			q.Set(key, value)
 		}
 	}
@@ -171,15 +171,6 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 func startingUp(err error) bool {
 	return sqlState(err) == "57P03" || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-}
-
-// sqlState returns the SQLSTATE of err, whatever driver it came from, or "".
-func sqlState(err error) string {
-	var s interface{ SQLState() string }
-	if errors.As(err, &s) {
-		return s.SQLState()
-	}
-	return ""
 }
 
 func (c *Connector) login(ctx context.Context, token string) (driver.Conn, error) {

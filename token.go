@@ -199,16 +199,3 @@ func (c *TokenCache) endFetch(f *tokenFetch, token Token, err error) {
 	f.value, f.err = token.Value, err
 	close(f.done)
 }
-
-// A prefixedError is an error that leaves the package, however many of its layers it passes: "fastpgcache: " stands there once.
-type prefixedError struct{ err error }
-
-func (e prefixedError) Error() string { return "fastpgcache: " + e.err.Error() }
-func (e prefixedError) Unwrap() error { return e.err }
-
-func prefixed(op string, err error) error {
-	if p, ok := err.(prefixedError); ok {
-		err = p.err
-	}
-	return prefixedError{fmt.Errorf("%s: %w", op, err)}
-}
