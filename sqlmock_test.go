@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"reflect"
 	"regexp"
@@ -28,6 +29,7 @@ type operation struct {
 	args    []driver.Value // without the label of Config.User
 	answers []answer       // one or more
 	noTx    bool           // refused inside a transaction
+	before  string         // the section of what is sent before, without arguments
 }
 
 // answer is what the server says to the statement and what the caller gets.
@@ -91,8 +93,11 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Delete(ctx, "k")
 	},
-	args:    []driver.Value{"k"},
-	answers: foundOrNot,
+	args: []driver.Value{"k"},
+	answers: []answer{
+		{rows: [][]driver.Value{{false, true}}, want: true},
+		{rows: [][]driver.Value{{false, false}}, want: false},
+	},
 }, {
 	name: "Exists",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
@@ -171,11 +176,65 @@ var operations = []operation{{
 		{want: 0},
 	},
 }, {
+	name: "Add",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Add(ctx, "k", "text", time.Second)
+	},
+	args:    []driver.Value{"k", "text", nil, int64(1000000)},
+	answers: foundOrNot,
+}, {
+	name: "Increment",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Increment(ctx, "k", -5, time.Second)
+	},
+	args: []driver.Value{"k", int64(-5), int64(1000000)},
+	answers: []answer{
+		{rows: [][]driver.Value{{"37"}}, want: int64(37)},
+		{rows: [][]driver.Value{{"-9223372036854775808"}}, want: int64(math.MinInt64)},
+	},
+}, {
+	name: "Take",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		value, found, err := c.Take(ctx, "k")
+		return hit{found, value.String()}, err
+	},
+	args: []driver.Value{"k"},
+	answers: []answer{
+		{rows: [][]driver.Value{{"text", nil}}, want: hit{true, "text"}},
+		{rows: [][]driver.Value{{nil, []byte{0xff, 0}}}, want: hit{true, "\xff\x00"}},
+		{want: hit{}},
+	},
+}, {
+	name: "Keys",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		var keys []string
+		for key, err := range c.Keys(ctx, "k:") {
+			if err != nil {
+				return keys, err
+			}
+			keys = append(keys, key)
+		}
+		return keys, nil
+	},
+	args: []driver.Value{"k:", "", "k:" + strings.Repeat("\U0010FFFF", 257)},
+	answers: []answer{
+		{rows: [][]driver.Value{{"k:1"}, {"k:2"}}, want: []string{"k:1", "k:2"}},
+		{want: []string(nil)},
+	},
+}, {
+	name: "Clear",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.Clear(ctx)
+	},
+	args:    []driver.Value{""},
+	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	before:  "Clear, leases",
+}, {
 	name: "Cleanup",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Cleanup(ctx)
 	},
-	args:    []driver.Value{int64(0), int64(256)},
+	args:    []driver.Value{int64(0), int64(256), nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
 }}
@@ -188,7 +247,7 @@ type statement struct {
 }
 
 var (
-	sectionPattern = regexp.MustCompile("(?s)^## (\\w+)\n\n```sql\n(.*?)\n```\n\n- Arguments: (.*?)\n- (Columns|Rows affected): (.*)$")
+	sectionPattern = regexp.MustCompile("(?s)^## (\\w+(?:, \\w+)?)\n\n```sql\n(.*?)\n```\n\n- Arguments: (.*?)\n- (Columns|Rows affected): (.*)$")
 	wordPattern    = regexp.MustCompile("([a-z])([A-Z])")
 	namePattern    = regexp.MustCompile("`(\\w+)`")
 )
@@ -218,6 +277,9 @@ var readPage = sync.OnceValues(func() (map[string]statement, error) {
 	}
 	statements := map[string]statement{}
 	for _, section := range strings.Split(string(page), "\n## ")[1:] {
+		if !strings.Contains(section, "```sql") {
+			continue
+		}
 		m := sectionPattern.FindStringSubmatch("## " + section)
 		if m == nil {
 			return nil, fmt.Errorf("%s: a section is not of the form\n%s\n## %s", path, sectionPattern, section)
@@ -238,8 +300,10 @@ func TestEveryOperationIsDocumented(t *testing.T) {
 	for _, op := range operations {
 		pinned[op.name] = true
 	}
+	pinned["GetOrSet"] = true // by TestGetOrSetSendsTheDocumentedStatements
 	page := documented(t)
 	for name := range page {
+		name, _, _ := strings.Cut(name, ",")
 		if !pinned[name] {
 			t.Errorf("docs/unit-testing.md has %s, of which no test knows", name)
 		}
@@ -254,7 +318,7 @@ func TestEveryOperationIsDocumented(t *testing.T) {
 		if !pinned[method.Name] {
 			t.Errorf("operations has no %s", method.Name)
 		}
-		if _, ok := page[method.Name]; !ok {
+		if _, ok := page[method.Name]; !ok && method.Name != "GetOrSet" {
 			t.Errorf("docs/unit-testing.md has no %s", method.Name)
 		}
 	}
@@ -307,16 +371,35 @@ func (m *mocked) text(t *testing.T, op operation) (text string, args []driver.Va
 	if len(s.args) != len(op.args) {
 		t.Fatalf("%s: docs/unit-testing.md has arguments %v, the table %v", op.name, s.args, op.args)
 	}
-	text = s.text
+	return m.labelled(s.text, op.args)
+}
+
+// labelled is a statement as it is with the label of m's mode.
+func (m *mocked) labelled(text string, args []driver.Value) (string, []driver.Value) {
 	if m.mode.user == "" || !strings.Contains(text, "current_user") {
-		return text, op.args
+		return text, args
 	}
-	text = strings.ReplaceAll(text, "current_user", fmt.Sprintf("$%d", len(op.args)+1))
-	return text, append(append([]driver.Value{}, op.args...), m.mode.user)
+	text = strings.ReplaceAll(text, "current_user", fmt.Sprintf("$%d", len(args)+1))
+	return text, append(append([]driver.Value{}, args...), m.mode.user)
 }
 
 // expect prepares m for one run of op, which a answers, or fails with err.
 func (m *mocked) expect(t *testing.T, op operation, a answer, err error) {
+	t.Helper()
+	m.expectBefore(op)
+	m.expectOnly(t, op, a, err)
+}
+
+// expectBefore prepares m for what op sends before its statement, and expectOnly for
+// that.
+func (m *mocked) expectBefore(op operation) {
+	if op.before != "" {
+		text, args := m.labelled(m.page[op.before].text, nil)
+		m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, 1))
+	}
+}
+
+func (m *mocked) expectOnly(t *testing.T, op operation, a answer, err error) {
 	t.Helper()
 	text, args := m.text(t, op)
 	if columns := m.page[op.name].columns; columns != nil {
@@ -378,7 +461,11 @@ func TestOperationUsesTheSchema(t *testing.T) {
 	page := documented(t)
 	for _, op := range operations {
 		s := page[op.name]
-		text := strings.ReplaceAll(s.text, `"public"`, `"a""b; DROP"`)
+		quoted := func(text string) string { return strings.ReplaceAll(text, `"public"`, `"a""b; DROP"`) }
+		if op.before != "" {
+			mock.ExpectExec(quoted(page[op.before].text)).WillReturnResult(sqlmock.NewResult(0, 1))
+		}
+		text := quoted(s.text)
 		if s.columns != nil {
 			mock.ExpectQuery(text).WillReturnRows(rows(s.columns, op.answers[0]))
 		} else {
@@ -395,7 +482,9 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 	m := newMocked(t, mockMode{})
 	s := m.page["Cleanup"]
 	boom := errors.New("boom")
-	bite := func(first int64) *sqlmock.ExpectedQuery { return m.ExpectQuery(s.text).WithArgs(first, int64(256)) }
+	bite := func(first int64) *sqlmock.ExpectedQuery {
+		return m.ExpectQuery(s.text).WithArgs(first, int64(256), nil)
+	}
 
 	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
 	bite(256).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, 512))
@@ -421,6 +510,151 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 	}
 }
 
+// TestIncrementOfNoNumber is no error of the server.
+func TestIncrementOfNoNumber(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	s := m.page["Increment"]
+	m.ExpectQuery(s.text).WithArgs("k", int64(1), nil).WillReturnRows(sqlmock.NewRows(s.columns))
+	if n, err := m.Increment(t.Context(), "k", 1, 0); n != 0 || !errors.Is(err, fastpgcache.ErrNotInteger) {
+		t.Errorf("got %d, %v, want %v", n, err, fastpgcache.ErrNotInteger)
+	}
+}
+
+// TestPagesFollow pins what comes after the first page of Keys and of Clear.
+func TestPagesFollow(t *testing.T) {
+	m := newMocked(t, mockMode{})
+	keys := m.page["Keys"]
+	page, end := sqlmock.NewRows(keys.columns), strings.Repeat("\U0010FFFF", 257)
+	for i := range 1000 {
+		page.AddRow(fmt.Sprintf("%04d", i))
+	}
+	m.ExpectQuery(keys.text).WithArgs("", "", end).WillReturnRows(page)
+	m.ExpectQuery(keys.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(keys.columns).AddRow("1000"))
+	var n int
+	for _, err := range m.Keys(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 1001 {
+		t.Errorf("got %d keys, want 1001", n)
+	}
+	clear := m.page["Clear"]
+	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))
+	m.ExpectQuery(clear.text).WithArgs("").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
+	m.ExpectQuery(clear.text).WithArgs("0999").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
+	m.ExpectQuery(clear.text).WithArgs("1000").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
+	if n, err := m.Clear(t.Context()); n != 1001 || err != nil {
+		t.Errorf("got %d, %v, want 1001", n, err)
+	}
+	if err := m.ExpectationsWereMet(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGetOrSetSendsTheDocumentedStatements covers all but renew, which the clock
+// sends; that is compared below.
+func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
+	errLoad := errors.New("load failed")
+	second := int64(1000000)
+	for _, mode := range mockModes {
+		for _, step := range []struct {
+			name   string
+			expect func(m *mocked, do func(section string, a answer, args ...driver.Value))
+			err    error // of the loader
+			want   string
+		}{{
+			name: "hit",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{rows: [][]driver.Value{{"cached", nil}}}, "k")
+			},
+			want: "cached",
+		}, {
+			name: "miss",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{}, "k")
+				if m.mode.tx {
+					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
+					return
+				}
+				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, "k")
+				do("GetOrSet, store", answer{affected: 1}, "k", "loaded", nil, second, sqlmock.AnyArg(), nil)
+			},
+			want: "loaded",
+		}, {
+			name: "another process was first",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{}, "k")
+				if m.mode.tx {
+					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
+					return
+				}
+				do("GetOrSet, lease", answer{affected: 0}, "k", sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, "k")
+				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"loaded", nil, true, "700"}}}, "k")
+				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+			},
+			want: "loaded",
+		}, {
+			name: "expired entry",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{}, "k")
+				if m.mode.tx {
+					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
+					return
+				}
+				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"old", nil, false, "700"}}}, "k")
+				do("GetOrSet, store", answer{affected: 0}, "k", "loaded", nil, second, sqlmock.AnyArg(), "700")
+				do("Get", answer{rows: [][]driver.Value{{"of another", nil}}}, "k")
+			},
+			want: "of another",
+		}, {
+			name: "failed loader",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{}, "k")
+				if m.mode.tx {
+					return
+				}
+				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, "k")
+				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+			},
+			err: errLoad,
+		}} {
+			t.Run(mode.name+"/"+step.name, func(t *testing.T) {
+				m := newMocked(t, mode)
+				step.expect(m, func(section string, a answer, args ...driver.Value) {
+					text, args := m.labelled(m.page[section].text, args)
+					if columns := m.page[section].columns; columns != nil {
+						m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a))
+					} else {
+						m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, a.affected))
+					}
+				})
+				var got string
+				err := m.GetOrSet(t.Context(), "k", &got, time.Second, func(context.Context) (any, error) { return "loaded", step.err })
+				if !errors.Is(err, step.err) {
+					t.Errorf("got %v, want %v", err, step.err)
+				}
+				if mode.tx && step.err == nil && step.want != "cached" {
+					step.want = "loaded"
+				}
+				if got != step.want {
+					t.Errorf("got %q, want %q", got, step.want)
+				}
+				m.Close() // waits for the release
+				if err := m.ExpectationsWereMet(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
 // TestBatchFollowsUp pins the statements that a batch sends after its own.
 func TestBatchFollowsUp(t *testing.T) {
 	m := newMocked(t, mockMode{})
@@ -435,7 +669,8 @@ func TestBatchFollowsUp(t *testing.T) {
 	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
 	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","contended"}`).
 		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("contended", false))
-	m.ExpectExec(del.text).WithArgs("contended").WillReturnResult(sqlmock.NewResult(0, 1))
+	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(true, false))
+	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(false, true))
 	if n, err := m.DeleteMany(t.Context(), []string{"contended", "a"}); n != 2 || err != nil {
 		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
 	}
@@ -569,6 +804,7 @@ func TestFaultAfterTheStatement(t *testing.T) {
 		m := newMocked(t, mode)
 		text, args := m.text(t, op)
 		columns := m.page[op.name].columns
+		m.expectBefore(op)
 		if columns == nil {
 			m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewErrorResult(boom))
 			got, err := m.run(t.Context(), t, op)
@@ -581,6 +817,7 @@ func TestFaultAfterTheStatement(t *testing.T) {
 		checkFault(t, op, got, err, boom)
 
 		// A row, then the fault.
+		m.expectBefore(op)
 		a.rows = append(append([][]driver.Value{}, a.rows...), a.rows[0])
 		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a).RowError(len(a.rows)-1, boom))
 		_, err = m.run(t.Context(), t, op)
@@ -588,8 +825,9 @@ func TestFaultAfterTheStatement(t *testing.T) {
 			t.Errorf("after a row: got %v, want %v", err, boom)
 		}
 
-		// Columns of a type that nothing asked for.
-		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(sqlmock.NewRows([]string{"surprise"}).AddRow("x"))
+		// Columns that nothing asked for.
+		m.expectBefore(op)
+		m.ExpectQuery(text).WithArgs(args...).WillReturnRows(sqlmock.NewRows(make([]string, 9)).AddRow(1, 2, 3, 4, 5, 6, 7, 8, 9))
 		if _, err = m.run(t.Context(), t, op); err == nil {
 			t.Error("other columns: got no error")
 		}
@@ -608,17 +846,19 @@ func TestLostToConcurrentStatements(t *testing.T) {
 					attempts = 1
 				}
 				m := newMocked(t, mode)
+				m.expectBefore(op)
 				for range attempts {
-					m.expect(t, op, op.answers[0], cause)
+					m.expectOnly(t, op, op.answers[0], cause)
 				}
 				got, err := m.run(t.Context(), t, op)
 				checkFault(t, op, got, err, cause)
 				if mode.tx {
 					return
 				}
-				m.expect(t, op, op.answers[0], cause)
-				m.expect(t, op, op.answers[0], cause)
-				m.expect(t, op, op.answers[0], nil)
+				m.expectBefore(op)
+				m.expectOnly(t, op, op.answers[0], cause)
+				m.expectOnly(t, op, op.answers[0], cause)
+				m.expectOnly(t, op, op.answers[0], nil)
 				if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, op.answers[0].want) {
 					t.Errorf("third attempt: got %v, %v, want %v", got, err, op.answers[0].want)
 				}
@@ -640,13 +880,15 @@ func TestBadConnectionIsReplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		m.expect(t, op, op.answers[0], driver.ErrBadConn)
-		m.expect(t, op, op.answers[0], nil)
+		m.expectBefore(op)
+		m.expectOnly(t, op, op.answers[0], driver.ErrBadConn)
+		m.expectOnly(t, op, op.answers[0], nil)
 		if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, op.answers[0].want) {
 			t.Errorf("one bad connection: got %v, %v, want %v", got, err, op.answers[0].want)
 		}
+		m.expectBefore(op)
 		for range 3 {
-			m.expect(t, op, op.answers[0], driver.ErrBadConn)
+			m.expectOnly(t, op, op.answers[0], driver.ErrBadConn)
 		}
 		got, err := m.run(t.Context(), t, op)
 		checkFault(t, op, got, err, driver.ErrBadConn)
@@ -676,6 +918,7 @@ func TestContextThatEndedIsTheError(t *testing.T) {
 		defer cancel()
 		text, args := m.text(t, op)
 		args = append([]driver.Value{canceller{cancel}}, args[1:]...)
+		m.expectBefore(op)
 		if columns := m.page[op.name].columns; columns != nil {
 			m.ExpectQuery(text).WithArgs(args...).WillDelayFor(time.Hour).WillReturnRows(rows(columns, op.answers[0]))
 		} else {
@@ -779,14 +1022,21 @@ func TestStatementIsPreparedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := documented(t)
-	preparedBefore := map[string]bool{}
+	prepared := map[string]bool{}
 	for _, op := range operations {
 		s := page[op.name]
-		if !preparedBefore[s.text] {
-			mock.ExpectPrepare(s.text).WillBeClosed()
+		prepare := func(text string) {
+			if !prepared[text] {
+				mock.ExpectPrepare(text).WillBeClosed()
+			}
+			prepared[text] = true
 		}
-		preparedBefore[s.text] = true
 		for range 2 {
+			if op.before != "" {
+				prepare(page[op.before].text)
+				mock.ExpectExec(page[op.before].text).WillReturnResult(sqlmock.NewResult(0, 1))
+			}
+			prepare(s.text)
 			if s.columns != nil {
 				mock.ExpectQuery(s.text).WithArgs(op.args...).WillReturnRows(rows(s.columns, op.answers[0]))
 			} else {
