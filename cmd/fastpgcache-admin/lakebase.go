@@ -3,10 +3,15 @@ package main
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
+
+	"github.com/fastpgcache/fastpgcache/lakebase"
 )
 
-// lakebaseConnector logs in to Databricks Lakebase.
-func lakebaseConnector(context.Context, *options) (driver.Connector, error) {
-	return nil, errors.New("--databricks is not in this build yet: it needs the package fastpgcache/lakebase")
+// lakebaseConnector logs in to Databricks Lakebase, with what the workspace knows
+// where no flag says otherwise.
+func lakebaseConnector(ctx context.Context, o *options) (driver.Connector, error) {
+	return lakebase.NewConnector(ctx, lakebase.Config{
+		Instance: o.instance, Endpoint: o.endpoint, Profile: o.profile,
+		Host: o.host, Database: o.database, User: o.user,
+	})
 }

@@ -48,8 +48,9 @@ Connection (of setup, status and cleanup):
   as psql reads them. Flags win over --dsn, and that over the environment.
   sslmode defaults to prefer.
 
-Databricks Lakebase, instead of the above:
-  --databricks           log in with a token of the workspace
+Databricks Lakebase:
+  --databricks           log in with a token of the workspace, which also knows the
+                         host and the user, if they are not given
   --instance-name NAME   a provisioned instance, or
   --endpoint NAME        an autoscaling endpoint: projects/…/branches/…/endpoints/…
   --profile NAME         of ~/.databrickscfg; none in a notebook
