@@ -23,6 +23,7 @@ const (
 	planBlocks = 80
 	planRows   = 50
 	pageSize   = 1000 // of Keys and Clear
+	beyond     = `'􏿿'`
 )
 
 // samples are, by the name of each statement in core, arguments in SQL without the
@@ -46,8 +47,8 @@ var samples = map[string]struct {
 	"add":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
 	"increment":   {[]string{`'n'`, `1`, `NULL`}, 1},
 	"take":        {[]string{`'k42'`}, 1},
-	"keys":        {[]string{`'k1'`, `'k1'`, `'k2'`}, pageSize},
-	"clear":       {[]string{`'k1'`}, pageSize},
+	"keys":        {[]string{`''`, `'k1'`, beyond}, pageSize},
+	"clear":       {[]string{`'k1'`, beyond}, pageSize},
 	"clearLeases": {nil, 3}, // the user's own
 	"acquire":     {[]string{`'k42'`, `'h'`, `1000000`}, 1},
 	"renew":       {[]string{`'k42'`, `'h'`, `1000000`}, 1},
