@@ -294,7 +294,7 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	if c.tx != nil {
 		return store(c)
 	}
-	return c.retry(ctx, func() error {
+	return c.retry(ctx, func(*caller) error {
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {
 			return err
