@@ -48,7 +48,6 @@ func newVillage(t *testing.T) *village {
 }
 
 func TestAClaimedUserGivesNoRights(t *testing.T) {
-	t.Parallel()
 	v := newVillage(t)
 	before := v.entries(v.alice)
 	ctx := t.Context()
@@ -111,7 +110,6 @@ func TestAClaimedUserGivesNoRights(t *testing.T) {
 // Whatever SQL a confined role sends, others' entries stay what and where they
 // are, and what it reads is its own.
 func TestNoStatementReachesOthersEntries(t *testing.T) {
-	t.Parallel()
 	v := newVillage(t)
 	mallory := v.cache(v.malloryDB, fastpgcache.Config{})
 	if err := mallory.Set(t.Context(), "mine", "mine", 0); err != nil {
@@ -234,7 +232,6 @@ func TestNoStatementReachesOthersEntries(t *testing.T) {
 
 // GRANT by one who may not is a warning, or an error: either way nothing changes.
 func TestAConfinedRoleCannotPassOnItsRights(t *testing.T) {
-	t.Parallel()
 	v := newVillage(t)
 	before := v.catalog("public")
 	v.malloryDB.Exec(`GRANT ALL ON cache, cache_lease, cache_epoch TO PUBLIC`)
@@ -247,7 +244,6 @@ func TestAConfinedRoleCannotPassOnItsRights(t *testing.T) {
 // EXPLAIN shows a role the planner's estimates, made from everybody's rows: they
 // must not depend on keys or values.
 func TestEstimatesTellNothingOfKeysAndValues(t *testing.T) {
-	t.Parallel()
 	for _, python := range []bool{false, true} {
 		l := newLab(t)
 		name, mallory := l.role()
@@ -283,7 +279,6 @@ func TestEstimatesTellNothingOfKeysAndValues(t *testing.T) {
 }
 
 func TestServiceAndOwnerServeManyLabels(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	owner, ownerDB := l.administrator()
 	service, serviceDB := l.role()
@@ -345,7 +340,6 @@ func TestServiceAndOwnerServeManyLabels(t *testing.T) {
 // A pool that changes its role between statements, as poolers do, never sees
 // through a plan made for another.
 func TestAPreparedPlanFollowsTheRole(t *testing.T) {
-	t.Parallel()
 	v := newVillage(t)
 	conn, err := v.admin.Conn(t.Context())
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 )
 
 func TestThePythonLibrarysStatements(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	user, db := l.role()
@@ -92,7 +91,6 @@ func TestThePythonLibrarysStatements(t *testing.T) {
 // Neither search_path nor temporary objects of a caller's change what the
 // functions do, and none runs with the owner's rights.
 func TestTheFunctionsLookNowhereElse(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	owner, admin := l.administrator()
 	l.setup(admin, fastpgcache.SetupConfig{Schema: "app"})
@@ -128,7 +126,6 @@ func TestTheFunctionsLookNowhereElse(t *testing.T) {
 }
 
 func TestCreatedXIDIsTheTransactionThatMadeTheKeyVisible(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	_, admin := l.administrator()
 	user, db := l.role()
@@ -201,7 +198,6 @@ func (l *lab) fill(n int) {
 }
 
 func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	n := 200_000
@@ -234,7 +230,6 @@ func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
 
 // Writers revive expired keys while cleanups run: what they have stored is there.
 func TestCleanupNeverRemovesAFreshEntry(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
@@ -281,7 +276,6 @@ func TestCleanupNeverRemovesAFreshEntry(t *testing.T) {
 }
 
 func TestCleanupPassesOverLockedRows(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	l.fill(100)
@@ -308,7 +302,6 @@ func TestCleanupPassesOverLockedRows(t *testing.T) {
 }
 
 func TestCleanupReadsOnlyItsRange(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	l.fill(20_000)
@@ -362,7 +355,6 @@ func TestCleanupReadsOnlyItsRange(t *testing.T) {
 // Processes that clean up in turn share one walk, and nobody confined can make
 // them believe that it was done.
 func TestASharedCleanup(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	_, admin := l.administrator()
 	l.setup(admin, fastpgcache.SetupConfig{})
@@ -427,7 +419,6 @@ func TestASharedCleanup(t *testing.T) {
 }
 
 func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
-	t.Parallel()
 	server := pgtest.Own(t, pgtest.Config{})
 	l := labOn(t, server.Database(t))
 	l.setup(l.admin, fastpgcache.SetupConfig{})
@@ -495,7 +486,6 @@ func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
 
 // Refreshed entries stay where they are, in the table and its indexes.
 func TestRefreshesAreHOT(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	writer := l.open(l.dsn)

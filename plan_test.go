@@ -99,7 +99,6 @@ func (n node) rows() float64 {
 
 // Whoever asks, with whatever statistics, the planner finds the row by its key.
 func TestEveryStatementReadsABoundedNumberOfRows(t *testing.T) {
-	t.Parallel()
 	dsn := pgtest.Database(t)
 	admin, err := sql.Open("postgres", dsn)
 	if err != nil {
@@ -231,7 +230,6 @@ SELECT c.key FROM unnest($2::bigint[]) x(id), LATERAL (
 // Keys inserted since are found by their transaction, in a table of any size and
 // statistics, also while one that inserted much is still open.
 func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
-	t.Parallel()
 	dsn := pgtest.Database(t)
 	admin, err := sql.Open("postgres", dsn)
 	if err != nil {

@@ -187,7 +187,6 @@ const pythonTable = `
 func TestSetupByManyAtOnce(t *testing.T) {
 	for _, start := range []string{"an empty database", "the Python library's table"} {
 		t.Run(start, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			schema := "many"
 			if start != "an empty database" {
@@ -215,7 +214,6 @@ func TestSetupByManyAtOnce(t *testing.T) {
 }
 
 func TestSetupAgainChangesNothingAndWaitsForNobody(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	_, admin := l.administrator()
 	service, _ := l.role()
@@ -260,7 +258,6 @@ func TestSetupAgainChangesNothingAndWaitsForNobody(t *testing.T) {
 }
 
 func TestSetupGivesUpOnALongTransaction(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.exec(l.admin, pythonTable)
 	tx, err := l.admin.Begin()
@@ -283,7 +280,6 @@ func TestSetupGivesUpOnALongTransaction(t *testing.T) {
 }
 
 func TestSetupUpgradesThePythonLibrarysTable(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	owner, admin := l.administrator()
 	user, db := l.role()
@@ -339,7 +335,6 @@ func TestSetupUpgradesThePythonLibrarysTable(t *testing.T) {
 }
 
 func TestSetupRefusesWhatIsNotTheCaches(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.admin.SetMaxOpenConns(1)
 	for name, statement := range map[string]string{
@@ -392,7 +387,6 @@ func (l *lab) catalogOf(schema string) string {
 }
 
 func TestSetupLeavesOverloadsAlone(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	const other = `CREATE FUNCTION cache_get(id integer) RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$`
 	l.exec(l.admin, other)
@@ -405,7 +399,6 @@ func TestSetupLeavesOverloadsAlone(t *testing.T) {
 // Whoever made the table before the administrator did would own it, and not be
 // confined.
 func TestSetupTrustsNoStranger(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	stranger, db := l.role()
 	_, admin := l.administrator()
@@ -437,7 +430,6 @@ func TestSetupTrustsNoStranger(t *testing.T) {
 // A function or operator of the cache's own schema that fits a call better than
 // PostgreSQL's own must not be run, neither by set-up nor by the definer functions.
 func TestNothingOfTheSchemaIsRun(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.exec(l.admin, `GRANT CREATE ON SCHEMA public TO PUBLIC`)
 	_, db := l.role()
@@ -487,7 +479,6 @@ func TestNothingOfTheSchemaIsRun(t *testing.T) {
 }
 
 func TestSetupGrantsWhatIsNeededAndTakesTheRest(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	owner, admin := l.administrator()
 	group := l.group()
@@ -535,7 +526,6 @@ func TestSetupGrantsWhatIsNeededAndTakesTheRest(t *testing.T) {
 }
 
 func TestSetupByWhoMayNot(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	_, admin := l.administrator()
 	_, nobody := l.role()
@@ -566,7 +556,6 @@ func TestSetupByWhoMayNot(t *testing.T) {
 
 // The owner stays who it was, whoever of its members or superusers sets up again.
 func TestSetupAgainByOthers(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	owner, admin := l.administrator()
 	_, member := l.role("IN ROLE " + owner)
@@ -588,7 +577,6 @@ func TestSetupAgainByOthers(t *testing.T) {
 }
 
 func TestSetupForce(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	before := l.catalog("public")
@@ -616,7 +604,6 @@ var hostileNames = []string{
 }
 
 func TestNamesAreDataEverywhere(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	for i, name := range hostileNames {
 		role := fmt.Sprintf("%s %s", name, l.text(l.admin, `SELECT current_database()`)[:20])
@@ -661,7 +648,6 @@ func TestNamesAreDataEverywhere(t *testing.T) {
 }
 
 func TestMigrationSQLAndPsqlMakeWhatSetupMakes(t *testing.T) {
-	t.Parallel()
 	psql, err := exec.LookPath("psql")
 	if err != nil {
 		t.Skip(err)
@@ -714,7 +700,6 @@ func TestMigrationSQLAndPsqlMakeWhatSetupMakes(t *testing.T) {
 // What a session had set is as it was, for the statements that follow in a DBA's
 // transaction; and what it has set does no harm.
 func TestMigrationLeavesTheSessionAlone(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	text, err := os.ReadFile("migrations.sql")
 	if err != nil {
@@ -744,7 +729,6 @@ func TestMigrationLeavesTheSessionAlone(t *testing.T) {
 }
 
 func TestSetupInDatabasesOfOtherLocales(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	created := 0
 	for _, options := range []string{
@@ -797,7 +781,6 @@ func TestSetupInDatabasesOfOtherLocales(t *testing.T) {
 }
 
 func TestSetupOverARestoredDump(t *testing.T) {
-	t.Parallel()
 	dump, err := exec.LookPath("pg_dump")
 	if err != nil {
 		t.Skip(err)
