@@ -123,6 +123,8 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	for i, e := range entries {
 		keys[i] = e.key
 	}
+	c.enter(keys...)
+	defer c.enter(keys...)
 	_, err := c.exec(ctx, c.stmt.setMany, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries))...)
 	return err
 }
@@ -277,6 +279,7 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	if c.tx != nil {
 		return store(c)
 	}
+	defer c.enter(keys...)
 	return c.retry(ctx, func() error {
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {

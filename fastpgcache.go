@@ -36,8 +36,11 @@ type Config struct {
 	User string
 
 	// MaxStaleness is how old an answer may be that is given without asking the
-	// database, as a miss may be. Every connection of the pool must then have the
-	// same current_user. Defaults to 0: every answer asks the database.
+	// database. Then Get, GetMany, Exists and TTL answer most misses from a filter of
+	// the keys, in memory: such a miss was true at some moment within the last
+	// MaxStaleness, and what this Cache itself has written is never missed. What
+	// another process wrote a moment ago may be. Every connection of the pool must
+	// have the same current_user. Defaults to 0: every answer asks the database.
 	MaxStaleness time.Duration
 
 	// CleanupInterval is how often expired entries, of every user, are removed in
@@ -108,7 +111,10 @@ type core struct {
 		get, set, del, exists               *statement
 		ttl, expire, persist, cleanup       *statement
 		getMany, setMany, delMany, haveMany *statement
+		since, page, beginEpoch             *statement
 	}
+
+	negative *negative // nil without MaxStaleness
 
 	// The operations that merge concurrent calls.
 	gets       coalescer[string, lookup]
@@ -150,6 +156,12 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.setMany = sql(setManySQL, 4)
 	c.stmt.delMany = sql(deleteManySQL, 1)
 	c.stmt.haveMany = sql(existsManySQL, 1)
+	c.stmt.since = sql(sinceSQL, 3)
+	c.stmt.page = sql(pageSQL, 1)
+	c.stmt.beginEpoch = sql(beginEpochSQL, 0)
+	if cfg.MaxStaleness > 0 {
+		c.negative = newNegative(c)
+	}
 
 	keySize := func(key string) int { return len(key) }
 	c.gets = coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core}
@@ -167,7 +179,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 func (c *core) statements() []*statement {
 	s := &c.stmt
 	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup,
-		s.getMany, s.setMany, s.delMany, s.haveMany}
+		s.getMany, s.setMany, s.delMany, s.haveMany, s.since, s.page, s.beginEpoch}
 }
 
 // Open returns a cache over a pool of its own, on lib/pq, with at most 10
@@ -327,6 +339,8 @@ func (c *Cache) set(ctx context.Context, e entry) error {
 }
 
 func (c *Cache) setOne(ctx context.Context, e entry) error {
+	c.enter(e.key)
+	defer c.enter(e.key)
 	value, valueBytes := e.value.arguments()
 	_, err := c.exec(ctx, c.stmt.set, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
 	return err
@@ -343,7 +357,10 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 	}
 	var v stored
 	if err == nil {
-		v, found, err = c.get(ctx, key)
+		if verdict := c.ask(key); verdict != absent {
+			v, found, err = c.get(ctx, key)
+			c.answered(verdict, found, err)
+		}
 	}
 	if found && err == nil {
 		err = v.decode(dest)
@@ -404,7 +421,10 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (bool, error) {
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
 	if err = checkKey(key); err == nil {
-		exists, err = c.exists(ctx, key)
+		if verdict := c.ask(key); verdict != absent {
+			exists, err = c.exists(ctx, key)
+			c.answered(verdict, exists, err)
+		}
 	}
 	return exists, c.fail(ctx, "exists", err)
 }

@@ -50,7 +50,10 @@ LIMIT 1`
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
 	if err = checkKey(key); err == nil {
-		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+		if verdict := c.ask(key); verdict != absent {
+			found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+			c.answered(verdict, found, err)
+		}
 	}
 	switch {
 	case !found:
