@@ -34,6 +34,7 @@ FROM unnest($1::text[]) k(key), LATERAL (
 func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
 	results := make([]lookup, len(keys))
 	first, unique := distinct(keys)
+	c.stats.keys.Add(int64(len(unique)))
 	var key string
 	var value, valueBytes any
 	err := c.query(ctx, c.stmt.getMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
@@ -78,6 +79,7 @@ FROM unnest($1::text[]) k(key), LATERAL (
 func (c *Cache) existsBatch(ctx context.Context, keys []string) ([]bool, error) {
 	results := make([]bool, len(keys))
 	first, unique := distinct(keys)
+	c.stats.keys.Add(int64(len(unique)))
 	var key string
 	err := c.query(ctx, c.stmt.haveMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
 		if err := rows.Scan(&key); err != nil {
@@ -119,6 +121,7 @@ func (c *Cache) setBatch(ctx context.Context, entries []entry) ([]struct{}, erro
 
 // setSorted stores entries that are in key order, each key once.
 func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
+	c.stats.keys.Add(int64(len(entries)))
 	keys := make(textArray, len(entries))
 	for i, e := range entries {
 		keys[i] = e.key
@@ -131,10 +134,11 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 
 // Rows are locked in the order of the array, which is that of their keys, before
 // any is deleted. A row that a concurrent write has changed since the statement
-// began is locked but not deleted; it comes back as false.
+// began is locked but not deleted; it comes back as false, as does, see deleteSQL, a
+// key whose lease has ended since.
 const deleteManySQL = `
 WITH lease AS (
-  DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[])),
+  DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) RETURNING key),
 locked AS MATERIALIZED (
   SELECT k.key, c.tid
   FROM unnest($1::text[]) k(key), LATERAL (
@@ -143,6 +147,9 @@ locked AS MATERIALIZED (
     LIMIT 1 FOR UPDATE) c),
 deleted AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked)) RETURNING key)
+SELECT key, false FROM {schema}.cache_lease
+WHERE user_id = {user} AND key = ANY ($1::text[]) AND key NOT IN (SELECT key FROM lease)
+UNION ALL
 SELECT locked.key, deleted.key IS NOT NULL FROM locked LEFT JOIN deleted USING (key)`
 
 // deleteBatch deletes keys; of several calls for one key the first gets true.
@@ -150,6 +157,7 @@ func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) 
 	results := make([]bool, len(keys))
 	first, unique := distinct(keys)
 	slices.Sort(unique)
+	c.stats.keys.Add(int64(len(unique)))
 	var again []string
 	err := c.query(ctx, c.stmt.delMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
 		var key string
@@ -157,15 +165,18 @@ func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) 
 		if err := rows.Scan(&key, &deleted); err != nil {
 			return err
 		}
-		results[first[key]] = deleted
-		if !deleted {
+		if deleted {
+			results[first[key]] = true
+		} else {
 			again = append(again, key)
 		}
 		return nil
 	})
 	for _, key := range again {
 		if err == nil {
-			results[first[key]], err = c.deleteOne(ctx, key)
+			var more bool
+			more, err = c.deleteOne(ctx, key)
+			results[first[key]] = results[first[key]] || more
 		}
 	}
 	return results, err
@@ -189,12 +200,23 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		return nil, err
 	}
 	values := make(map[string]Value, len(keys))
+	if c.negative != nil {
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+			absent := c.absent(key)
+			if absent {
+				c.stats.lookup(false)
+			}
+			return absent
+		})
+	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
 		results, err := c.getBatch(ctx, chunk)
 		if err != nil {
 			return nil, err
 		}
 		for i, hit := range results {
+			c.stats.lookup(hit.found)
+			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
 				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
 					return nil, err
@@ -213,6 +235,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 // a statement fails, deleted counts what those before it removed.
 func (c *Cache) DeleteMany(ctx context.Context, keys []string) (deleted int, err error) {
 	deleted, err = c.deleteMany(ctx, keys)
+	c.stats.deletes.Add(int64(deleted))
 	return deleted, c.fail(ctx, "delete many", err)
 }
 
@@ -241,7 +264,11 @@ func (c *Cache) deleteMany(ctx context.Context, keys []string) (deleted int, err
 // keys, sorted, and one statement's encoded values. The error names the first key
 // that is not valid, or whose value is not; then nothing was sent.
 func (c *Cache) SetMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
-	return c.fail(ctx, "set many", c.setMany(ctx, items, ttl))
+	err := c.setMany(ctx, items, ttl)
+	if err == nil {
+		c.stats.sets.Add(int64(len(items)))
+	}
+	return c.fail(ctx, "set many", err)
 }
 
 func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Duration) error {

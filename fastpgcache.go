@@ -44,8 +44,8 @@ type Config struct {
 	MaxStaleness time.Duration
 
 	// CleanupInterval is how often expired entries, of every user, are removed in
-	// the background. Processes with the same interval share the work. Defaults
-	// to 0: never.
+	// the background, from New to Close. Processes with the same interval share
+	// the work. Defaults to 0: never.
 	CleanupInterval time.Duration
 
 	// DisableCoalescing makes each call a statement of its own instead of merging
@@ -106,11 +106,16 @@ type core struct {
 	db    *sql.DB
 	owned bool // the pool is closed with the cache
 	cfg   Config
+	stats counters
 
 	stmt struct {
 		get, set, del, exists               *statement
 		ttl, expire, persist, cleanup       *statement
 		getMany, setMany, delMany, haveMany *statement
+		add, increment, take                *statement
+		keys, clear, clearLeases            *statement
+		acquire, renew, release             *statement
+		look, store                         *statement
 		since, page, beginEpoch             *statement
 	}
 
@@ -128,10 +133,14 @@ type core struct {
 	mu      sync.Mutex // guards closed against running.Add
 	closed  atomic.Bool
 	running sync.WaitGroup
+
+	flights  flights
+	leaseFor time.Duration // the constant, but in tests
 }
 
-// New returns a cache over db, which stays the caller's to close. It does no I/O.
-// The error matches ErrInvalidConfig.
+// New returns a cache over db, which stays the caller's to close. It does no I/O;
+// with a CleanupInterval it starts a goroutine, which ends with Close. The error
+// matches ErrInvalidConfig.
 func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if db == nil {
 		return nil, fmt.Errorf("fastpgcache: new: %w: db is nil", ErrInvalidConfig)
@@ -139,23 +148,39 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("fastpgcache: new: %w", err)
 	}
-	c := &Cache{core: &core{db: db, cfg: cfg}}
+	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	sql := func(text string, args int) *statement {
 		return newStatement(text, cfg.schema(), cfg.User, args)
 	}
-	c.stmt.get = sql(getSQL, 1)
-	c.stmt.set = sql(setSQL, 4)
-	c.stmt.del = sql(deleteSQL, 1)
-	c.stmt.exists = sql(existsSQL, 1)
-	c.stmt.ttl = sql(ttlSQL, 1)
-	c.stmt.expire = sql(expireSQL, 2)
-	c.stmt.persist = sql(persistSQL, 1)
-	c.stmt.cleanup = sql(cleanupSQL, 2)
+	one := func(text string, args int) *statement {
+		s := sql(text, args)
+		s.keys = 1
+		return s
+	}
+	c.stmt.get = one(getSQL, 1)
+	c.stmt.set = one(setSQL, 4)
+	c.stmt.del = one(deleteSQL, 1)
+	c.stmt.exists = one(existsSQL, 1)
+	c.stmt.ttl = one(ttlSQL, 1)
+	c.stmt.expire = one(expireSQL, 2)
+	c.stmt.persist = one(persistSQL, 1)
+	c.stmt.cleanup = sql(cleanupSQL, 3)
 	c.stmt.getMany = sql(getManySQL, 1)
 	c.stmt.setMany = sql(setManySQL, 4)
 	c.stmt.delMany = sql(deleteManySQL, 1)
 	c.stmt.haveMany = sql(existsManySQL, 1)
+	c.stmt.add = one(addSQL, 4)
+	c.stmt.increment = one(incrementSQL, 3)
+	c.stmt.take = one(takeSQL, 1)
+	c.stmt.keys = sql(keysSQL, 3)
+	c.stmt.clear = sql(clearSQL, 1)
+	c.stmt.clearLeases = sql(clearLeasesSQL, 0)
+	c.stmt.acquire = sql(acquireSQL, 3)
+	c.stmt.renew = sql(renewSQL, 3)
+	c.stmt.release = sql(releaseSQL, 2)
+	c.stmt.look = sql(lookSQL, 1)
+	c.stmt.store = sql(storeSQL, 6)
 	c.stmt.since = sql(sinceSQL, 3)
 	c.stmt.page = sql(pageSQL, 1)
 	c.stmt.beginEpoch = sql(beginEpochSQL, 0)
@@ -173,13 +198,17 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		size: func(e entry) int { return len(e.key) + e.value.len() },
 		core: c.core,
 	}
+	if cfg.CleanupInterval > 0 {
+		c.background(c.cleanUp)
+	}
 	return c, nil
 }
 
 func (c *core) statements() []*statement {
 	s := &c.stmt
 	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup,
-		s.getMany, s.setMany, s.delMany, s.haveMany, s.since, s.page, s.beginEpoch}
+		s.getMany, s.setMany, s.delMany, s.haveMany, s.add, s.increment, s.take, s.keys, s.clear, s.clearLeases,
+		s.acquire, s.renew, s.release, s.look, s.store, s.since, s.page, s.beginEpoch}
 }
 
 // Open returns a cache over a pool of its own, on lib/pq, with at most 10
@@ -217,9 +246,10 @@ func OpenConnector(connector driver.Connector, cfg Config) (*Cache, error) {
 // DB returns the pool that the cache runs on.
 func (c *Cache) DB() *sql.DB { return c.db }
 
-// Close stops background work and waits for it, releases the prepared statements,
-// and closes the pool if the cache owns it. Operations after it fail with
-// ErrClosed; further calls do nothing, as on a cache that WithTx returned.
+// Close stops background work and waits for it, the loaders of GetOrSet included,
+// whose ctx it ends; releases the prepared statements; and closes the pool if the
+// cache owns it. Operations after it fail with ErrClosed; further calls do nothing,
+// as on a cache that WithTx returned.
 func (c *Cache) Close() error {
 	if c.tx != nil {
 		return nil
@@ -272,6 +302,14 @@ func (c *core) background(f func()) {
 	}()
 }
 
+// report gives an error of background work to the user.
+func (c *core) report(op string, err error) {
+	err = c.fail(context.Background(), op, err)
+	if c.cfg.OnError != nil {
+		c.cfg.OnError(err)
+	}
+}
+
 // places is how many statements a coalescer may have in flight, and how many more
 // may be slow: more would find no more work to merge, and keep the pool from the
 // caller's own use of it.
@@ -300,6 +338,9 @@ func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duratio
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		err = c.set(ctx, e)
+	}
+	if err == nil {
+		c.stats.sets.Add(1)
 	}
 	return c.fail(ctx, "set", err)
 }
@@ -356,11 +397,12 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 		err = checkDest(dest)
 	}
 	var v stored
+	if err == nil && !c.absent(key) {
+		v, found, err = c.get(ctx, key)
+		c.answered(key, found, err)
+	}
 	if err == nil {
-		if verdict := c.ask(key); verdict != absent {
-			v, found, err = c.get(ctx, key)
-			c.answered(verdict, found, err)
-		}
+		c.stats.lookup(found)
 	}
 	if found && err == nil {
 		err = v.decode(dest)
@@ -398,13 +440,23 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	if err = checkKey(key); err == nil {
 		deleted, err = c.delete(ctx, key)
 	}
+	if deleted {
+		c.stats.deletes.Add(1)
+	}
 	return deleted, c.fail(ctx, "delete", err)
 }
 
+// What GetOrSet is loading must not be stored behind a Delete, and is not once its
+// lease is gone. A lease that the statement sees, but no longer finds, has ended with
+// the storing of an entry that it may not see: it has to run again.
 const deleteSQL = `
-WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
-DELETE FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
+deleted AS (
+  DELETE FROM {schema}.cache
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp()) RETURNING key)
+SELECT EXISTS (SELECT FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
+    AND NOT EXISTS (SELECT FROM lease) AS again,
+  EXISTS (SELECT FROM deleted) AS deleted`
 
 func (c *Cache) delete(ctx context.Context, key string) (bool, error) {
 	if c.coalesces() {
@@ -413,18 +465,23 @@ func (c *Cache) delete(ctx context.Context, key string) (bool, error) {
 	return c.deleteOne(ctx, key)
 }
 
-func (c *Cache) deleteOne(ctx context.Context, key string) (bool, error) {
-	n, err := c.exec(ctx, c.stmt.del, c.args(key)...)
-	return n > 0, err
+func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err error) {
+	var again, more bool
+	_, err = c.row(ctx, c.stmt.del, c.args(key), &again, &deleted)
+	if err == nil && again {
+		_, err = c.row(ctx, c.stmt.del, c.args(key), &again, &more)
+	}
+	return deleted || more, err
 }
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
-	if err = checkKey(key); err == nil {
-		if verdict := c.ask(key); verdict != absent {
-			exists, err = c.exists(ctx, key)
-			c.answered(verdict, exists, err)
-		}
+	if err = checkKey(key); err == nil && !c.absent(key) {
+		exists, err = c.exists(ctx, key)
+		c.answered(key, exists, err)
+	}
+	if err == nil {
+		c.stats.lookup(exists)
 	}
 	return exists, c.fail(ctx, "exists", err)
 }

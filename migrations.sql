@@ -216,8 +216,9 @@ BEGIN
   EXECUTE format($function$
     CREATE OR REPLACE FUNCTION cache_delete(p_user_id text, p_key text)
     RETURNS boolean LANGUAGE sql SET search_path = %I, pg_temp AS $$
-      WITH lease AS (DELETE FROM cache_lease WHERE user_id = p_user_id AND key = p_key),
-      deleted AS (
+      -- First and apart: the next statement sees what a load has stored by then.
+      DELETE FROM cache_lease WHERE user_id = p_user_id AND key = p_key;
+      WITH deleted AS (
         DELETE FROM cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())
         RETURNING true)

@@ -42,7 +42,7 @@ type negative struct {
 	hashes  []uint64 // of keys read, or written by us, since loading began
 	grown   int      // keys that the last filter took up after it was loaded
 
-	answers, falsePositives, catchUps, loads atomic.Int64
+	answers, falsePositives, catchUps, rebuilds atomic.Int64
 }
 
 // generation is a filter as of a moment. Only its filter changes: it gains keys.
@@ -71,37 +71,22 @@ func newNegative(c *Cache) *negative {
 	}
 }
 
-// verdict is what the filter says about a key.
-type verdict uint8
-
-const (
-	unfiltered verdict = iota // the filter does not take part
-	outdated                  // no filter, or one too old to tell
-	maybe                     // it may be there
-	absent                    // it was not there at some moment within the last MaxStaleness
-)
-
-// ask is what a lookup begins with. Unless the answer is absent, the database is to
-// be asked, and answered be called with its answer. It takes no lock and allocates
-// nothing.
-func (c *Cache) ask(key string) verdict {
+// absent reports whether key certainly was absent at some moment within the last
+// MaxStaleness. If not, the database is to be asked, and answered be called with its
+// answer. It takes no lock and allocates nothing.
+func (c *Cache) absent(key string) bool {
 	n := c.negative
 	if n == nil || c.tx != nil || c.closed.Load() {
-		return unfiltered
+		return false
 	}
 	// The generation is read before its filter, which therefore holds whatever
 	// at promises.
 	g := n.current.Load()
-	switch {
-	case g == nil:
-		return outdated
-	case g.filter.lookupHash(hashOf(key)):
-		return maybe
-	case g.age() > n.maxStaleness:
-		return outdated
+	if g == nil || g.filter.lookupHash(hashOf(key)) || g.age() > n.maxStaleness {
+		return false
 	}
 	n.answers.Add(1)
-	return absent
+	return true
 }
 
 // age is how long ago at was, by the clock that says longer: one stands still while
@@ -111,19 +96,22 @@ func (g *generation) age() time.Duration {
 	return max(now.Sub(g.at), now.Round(0).Sub(g.at.Round(0)))
 }
 
-// answered ends a lookup that the database has answered.
-func (c *Cache) answered(v verdict, found bool, err error) {
-	if v == unfiltered || err != nil {
+// answered ends a lookup that the filter left to the database.
+func (c *Cache) answered(key string, found bool, err error) {
+	n := c.negative
+	if n == nil || c.tx != nil || err != nil {
 		return
 	}
-	n := c.negative
-	if v == maybe {
+	g := n.current.Load()
+	if g != nil {
 		if found {
 			return
 		}
-		n.falsePositives.Add(1)
-		if !n.dropWasteful() {
-			return
+		if g.filter.lookupHash(hashOf(key)) {
+			n.falsePositives.Add(1)
+			if !n.dropWasteful(g) {
+				return
+			}
 		}
 	}
 	n.refresh()
@@ -133,11 +121,7 @@ func (c *Cache) answered(v verdict, found bool, err error) {
 // nothing, and reports whether it did. That those lookups have also cost a fair part
 // of what loading costs bounds the loss where a new filter will be no better, because
 // what is asked for are expired entries.
-func (n *negative) dropWasteful() bool {
-	g := n.current.Load()
-	if g == nil {
-		return false
-	}
+func (n *negative) dropWasteful(g *generation) bool {
 	falsePositives := n.falsePositives.Load() - g.falsePositives
 	if falsePositives < int64(256+g.filter.Len()/16) || falsePositives < (n.answers.Load()-g.answers)/32 {
 		return false
@@ -180,14 +164,14 @@ func (n *negative) enter(hash uint64) {
 	if n.loading {
 		n.hashes = append(n.hashes, hash)
 	}
-	if g := n.current.Load(); g != nil && !add(g.filter, hash) {
+	if g := n.current.Load(); g != nil && !hold(g.filter, hash) {
 		n.drop(g)
 	}
 }
 
-// add reports whether filter has hash now. What it has already, even by mistake,
+// hold reports whether filter holds hash now. What it has already, even by mistake,
 // need not be in it twice, since nothing ever leaves it.
-func add(filter *CuckooFilter, hash uint64) bool {
+func hold(filter *CuckooFilter, hash uint64) bool {
 	return filter.lookupHash(hash) || filter.insertHash(hash)
 }
 
@@ -211,8 +195,8 @@ func (n *negative) refresh() {
 		}
 		n.retryAt = time.Now().Add(100 * time.Millisecond << min(n.failures, 8)) // 26 s at most
 		n.failures++
-		if report := n.cache.cfg.OnError; report != nil && ctx.Err() == nil {
-			report(n.cache.fail(ctx, "filter", err))
+		if ctx.Err() == nil {
+			n.cache.report("filter", err)
 		}
 	})
 }
@@ -389,18 +373,29 @@ func (n *negative) load(ctx context.Context) error {
 	n.mu.Unlock()
 	fits := true
 	for _, hash := range hashes { // meanwhile we may write more
-		fits = fits && add(g.filter, hash)
+		fits = fits && hold(g.filter, hash)
 	}
 	g.answers, g.falsePositives = n.answers.Load(), n.falsePositives.Load()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, hash := range n.hashes[len(hashes):] {
-		fits = fits && add(g.filter, hash)
+		fits = fits && hold(g.filter, hash)
 	}
 	if !fits {
 		return errors.New("the filter is full")
 	}
-	n.loads.Add(1)
+	n.rebuilds.Add(1)
 	n.current.Store(&g)
 	return nil
+}
+
+func (n *negative) stats(s *Stats) {
+	s.FilterAnswers = n.answers.Load()
+	s.FalsePositives = n.falsePositives.Load()
+	s.CatchUps = n.catchUps.Load()
+	s.Rebuilds = n.rebuilds.Load()
+	if g := n.current.Load(); g != nil {
+		s.FilterKeys = g.filter.Len()
+		s.FilterBytes = 8 * len(g.filter.words)
+	}
 }

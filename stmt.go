@@ -17,6 +17,7 @@ import (
 // database/sql prepares again on each connection that it meets.
 type statement struct {
 	text string
+	keys int64 // that one run of it is about, for Stats
 
 	preparing atomic.Bool
 	prepared  atomic.Pointer[sql.Stmt]
@@ -132,6 +133,8 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 	if c.closed.Load() {
 		return nil, ErrClosed
 	}
+	c.stats.statements.Add(1)
+	c.stats.keys.Add(s.keys)
 	if c.tx != nil || c.cfg.DisablePrepare {
 		return nil, nil
 	}
@@ -221,6 +224,7 @@ func (c *core) fail(ctx context.Context, op string, err error) error {
 	if err == nil {
 		return nil
 	}
+	c.stats.errors.Add(1)
 	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
 		// A driver reports a cancelled query in words of its own.
 		err = fmt.Errorf("%w: %w", ctxErr, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"time"
 )
 
@@ -49,11 +50,12 @@ LIMIT 1`
 // and never more than the greatest Duration.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
-	if err = checkKey(key); err == nil {
-		if verdict := c.ask(key); verdict != absent {
-			found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
-			c.answered(verdict, found, err)
-		}
+	if err = checkKey(key); err == nil && !c.absent(key) {
+		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+		c.answered(key, found, err)
+	}
+	if err == nil {
+		c.stats.lookup(found)
 	}
 	switch {
 	case !found:
@@ -112,7 +114,8 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 const cleanupBlocks = 256
 
 const cleanupSQL = `
-SELECT removed, next_block FROM {schema}.cache_cleanup_blocks($1, $2)`
+SELECT removed, next_block
+FROM {schema}.cache_cleanup_blocks($1::bigint, $2::integer, $3::bigint * interval '1 microsecond')`
 
 // Cleanup removes the expired entries of every user and returns how many there
 // were. It walks the table in bites, each a short transaction, and passes over
@@ -123,12 +126,37 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	if c.tx != nil {
 		return 0, c.fail(ctx, "cleanup", errors.New("not in a transaction"))
 	}
+	removed, err = c.cleanup(ctx, nil)
+	return removed, c.fail(ctx, "cleanup", err)
+}
+
+// cleanup with every, in microseconds, takes part in the work that processes share:
+// it does nothing, or stops, where another is at it or was through less than every
+// ago.
+func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error) {
 	for block := new(int64); block != nil; {
-		var n int
-		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks}, &n, &block); err != nil {
-			return removed, c.fail(ctx, "cleanup", err)
+		var n *int
+		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks, every}, &n, &block); err != nil {
+			return removed, err
 		}
-		removed += n
+		if n == nil {
+			return removed, nil
+		}
+		removed += *n
 	}
+	c.stats.lastCleanup.Store(time.Now().UnixMicro())
 	return removed, nil
+}
+
+// cleanUp does the background cleanup. Its pauses are jittered so that processes
+// do not come all at once, and never shorter than the interval, since a turn that
+// comes early is skipped; only the first is, so that processes which do not live
+// that long have their turn, too.
+func (c *Cache) cleanUp() {
+	interval := c.cfg.CleanupInterval
+	for pause := rand.N(interval); sleep(c.ctx, pause); pause = interval + rand.N(interval/8+1) {
+		if _, err := c.cleanup(c.ctx, interval.Microseconds()); err != nil && c.ctx.Err() == nil {
+			c.report("cleanup", err)
+		}
+	}
 }

@@ -39,26 +39,31 @@ type stored struct {
 
 // encode copies what it keeps of value: the caller may reuse its bytes.
 func encode(value any) (stored, error) {
+	var b []byte
 	switch v := value.(type) {
 	case string:
 		return store(v)
 	case []byte:
-		return store(string(v))
+		b = v
 	case json.RawMessage:
-		return store(string(v))
+		b = v
 	case Value:
-		return store(string(v))
+		b = v
+	default:
+		var err error
+		if b, err = json.Marshal(value); err != nil {
+			return stored{}, fmt.Errorf("encode value: %w", err)
+		}
 	}
-	b, err := json.Marshal(value)
-	if err != nil {
-		return stored{}, fmt.Errorf("encode value: %w", err)
+	if err := checkSize(len(b)); err != nil { // before the copy
+		return stored{}, err
 	}
 	return store(string(b))
 }
 
 func store(s string) (stored, error) {
-	if len(s) > maxValueBytes {
-		return stored{}, fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, len(s), maxValueBytes)
+	if err := checkSize(len(s)); err != nil {
+		return stored{}, err
 	}
 	if isText(s) {
 		return stored{text: s, isText: true}, nil
@@ -106,6 +111,13 @@ func (s stored) string() string {
 	return string(s.bytes)
 }
 
+func checkSize(n int) error {
+	if n > maxValueBytes {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrValueTooLarge, n, maxValueBytes)
+	}
+	return nil
+}
+
 // isText reports whether PostgreSQL can hold s as text.
 func isText(s string) bool {
 	return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
@@ -146,9 +158,12 @@ func (s stored) decode(dest any) error {
 	case *Value:
 		*d = s.value()
 	case *any:
-		if json.Unmarshal(s.value(), d) != nil {
-			*d = s.string()
+		// Not into d itself: json follows a pointer that it holds.
+		var parsed any
+		if json.Unmarshal(s.value(), &parsed) != nil {
+			parsed = s.string()
 		}
+		*d = parsed
 	default:
 		if err := json.Unmarshal(s.value(), dest); err != nil {
 			return fmt.Errorf("decode value: %w", err)

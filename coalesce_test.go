@@ -1,0 +1,546 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/lib/pq"
+)
+
+// noConnector stands for a database that nobody may connect to.
+type noConnector struct{}
+
+func (noConnector) Connect(context.Context) (driver.Conn, error) {
+	return nil, errors.New("no database here")
+}
+func (noConnector) Driver() driver.Driver { return nil }
+
+// recorder is a coalescer's database: it notes each statement's arguments and
+// answers when told to.
+type recorder struct {
+	mu         sync.Mutex
+	statements [][]string
+	ctxs       []context.Context
+	answer     chan struct{}             // one receive lets one statement end
+	fail       func(args []string) error // nil fails none
+}
+
+func (r *recorder) run(ctx context.Context, args []string) ([]string, error) {
+	r.mu.Lock()
+	r.statements = append(r.statements, slices.Clone(args))
+	r.ctxs = append(r.ctxs, ctx)
+	r.mu.Unlock()
+	select {
+	case <-r.answer:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if r.fail != nil {
+		if err := r.fail(args); err != nil {
+			return nil, err
+		}
+	}
+	results := make([]string, len(args))
+	for i, a := range args {
+		results[i] = "result of " + a
+	}
+	return results, nil
+}
+
+func (r *recorder) sent() [][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.statements)
+}
+
+// inBubble runs f with a coalescer over r whose pool has conns connections, with a
+// clock that only moves when everybody waits.
+func inBubble(t *testing.T, conns int, r *recorder, f func(t *testing.T, c *coalescer[string, string])) {
+	synctest.Test(t, func(t *testing.T) {
+		cache, err := OpenConnector(noConnector{}, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cache.Close()
+		r.answer = make(chan struct{})
+		cache.DB().SetMaxOpenConns(conns)
+		f(t, &coalescer[string, string]{
+			one: func(ctx context.Context, arg string) (string, error) {
+				results, err := r.run(ctx, []string{arg})
+				if err != nil {
+					return "", err
+				}
+				return results[0], nil
+			},
+			many: r.run,
+			size: func(arg string) int { return len(arg) },
+			core: cache.core,
+		})
+	})
+}
+
+// start calls do on a goroutine and returns where its outcome will be.
+func start(ctx context.Context, c *coalescer[string, string], arg string) <-chan error {
+	outcome := make(chan error, 1)
+	go func() {
+		result, err := c.do(ctx, arg)
+		if err == nil && result != "result of "+arg {
+			err = fmt.Errorf("%s got %q", arg, result)
+		}
+		outcome <- err
+	}()
+	synctest.Wait()
+	return outcome
+}
+
+func TestCallsGatherWhileStatementsAreInFlight(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+		var outcomes []<-chan error
+		for _, arg := range []string{"a", "b", "c", "d", "e"} {
+			outcomes = append(outcomes, start(t.Context(), c, arg))
+		}
+		want := [][]string{{"a"}, {"b"}}
+		if got := r.sent(); !slices.EqualFunc(got, want, slices.Equal) {
+			t.Errorf("with nothing ended: sent %v, want %v", got, want)
+		}
+		r.answer <- struct{}{}
+		synctest.Wait()
+		want = append(want, []string{"c", "d", "e"})
+		if got := r.sent(); !slices.EqualFunc(got, want, slices.Equal) {
+			t.Errorf("with one ended: sent %v, want %v", got, want)
+		}
+		close(r.answer)
+		for _, o := range outcomes {
+			if err := <-o; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestAPoolOfOneConnectionHasOneStatementInFlight(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		a, b := start(t.Context(), c, "a"), start(t.Context(), c, "b")
+		if got := len(r.sent()); got != 1 {
+			t.Errorf("%d statements in flight, want 1", got)
+		}
+		close(r.answer)
+		if err := errors.Join(<-a, <-b); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestACallThatGivesUpBeforeItIsSentIsWithdrawn(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		first := start(t.Context(), c, "first")
+		ctx, cancel := context.WithCancel(t.Context())
+		gone, stays := start(ctx, c, "gone"), start(t.Context(), c, "stays")
+		cancel()
+		if err := <-gone; !errors.Is(err, context.Canceled) {
+			t.Errorf("the one that gave up got %v, want %v", err, context.Canceled)
+		}
+		close(r.answer)
+		if err := errors.Join(<-first, <-stays); err != nil {
+			t.Error(err)
+		}
+		want := [][]string{{"first"}, {"stays"}}
+		if got := r.sent(); !slices.EqualFunc(got, want, slices.Equal) {
+			t.Errorf("sent %v, want %v", got, want)
+		}
+	})
+}
+
+func TestABatchIsAbandonedOnlyByAllItsCallers(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		type value struct{}
+		first := start(t.Context(), c, "first")
+		ctx1, cancel1 := context.WithCancel(context.WithValue(t.Context(), value{}, 1))
+		ctx2, cancel2 := context.WithCancel(t.Context())
+		one, two := start(ctx1, c, "one"), start(ctx2, c, "two")
+		r.answer <- struct{}{}
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		batch := r.ctxs[1]
+		if batch.Value(value{}) != nil {
+			t.Error("the batch carries a caller's context value")
+		}
+		cancel1()
+		if err := <-one; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		synctest.Wait()
+		if err := batch.Err(); err != nil {
+			t.Errorf("abandoned while a caller waits: %v", err)
+		}
+		cancel2()
+		<-two
+		synctest.Wait()
+		if batch.Err() == nil {
+			t.Error("goes on with no caller waiting")
+		}
+	})
+}
+
+func TestABadValueFailsItsOwnCallerOnly(t *testing.T) {
+	r := &recorder{fail: func(args []string) error {
+		if slices.Contains(args, "bad") {
+			return &pq.Error{Code: "22021"}
+		}
+		return nil
+	}}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		first := start(t.Context(), c, "first")
+		good, bad, fine := start(t.Context(), c, "good"), start(t.Context(), c, "bad"), start(t.Context(), c, "fine")
+		close(r.answer)
+		if err := errors.Join(<-first, <-good, <-fine); err != nil {
+			t.Error(err)
+		}
+		if err := <-bad; sqlState(err) != "22021" {
+			t.Errorf("the bad one got %v", err)
+		}
+	})
+}
+
+func TestAnErrorThatIsNotOfDataGoesToEveryCallerOnce(t *testing.T) {
+	r := &recorder{fail: func(args []string) error {
+		if len(args) > 1 {
+			return &pq.Error{Code: "57P01"}
+		}
+		return nil
+	}}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		first := start(t.Context(), c, "first")
+		a, b := start(t.Context(), c, "a"), start(t.Context(), c, "b")
+		close(r.answer)
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		for _, o := range []<-chan error{a, b} {
+			if err := <-o; sqlState(err) != "57P01" {
+				t.Errorf("got %v", err)
+			}
+		}
+		if got := len(r.sent()); got != 2 {
+			t.Errorf("%d statements, want 2", got)
+		}
+	})
+}
+
+func TestSlowStatementsGiveUpTheirPlaces(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+		stuck1, stuck2 := start(t.Context(), c, "stuck1"), start(t.Context(), c, "stuck2")
+		next := start(t.Context(), c, "next")
+		began := time.Now()
+		for len(r.sent()) < 3 {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+		}
+		if took := time.Since(began); took > slowAfter+time.Millisecond {
+			t.Errorf("the next call waited %v, want at most %v", took, slowAfter)
+		}
+		// With its place back, the rest does not wait at all.
+		begun := time.Now()
+		after := start(t.Context(), c, "after")
+		if got := len(r.sent()); got != 4 || time.Since(begun) > 0 {
+			t.Errorf("%d statements after %v, want 4 at once", got, time.Since(begun))
+		}
+		close(r.answer)
+		if err := errors.Join(<-stuck1, <-stuck2, <-next, <-after); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if c.inFlight != 0 || c.slow != 0 {
+			t.Errorf("in flight %d, slow %d after all ended", c.inFlight, c.slow)
+		}
+	})
+}
+
+func TestSlowStatementsLeaveThePoolToOthers(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+		var outcomes []<-chan error
+		for i := range 100 {
+			outcomes = append(outcomes, start(t.Context(), c, fmt.Sprint(i)))
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+		}
+		if got := len(r.sent()); got > 5 {
+			t.Errorf("%d statements stuck in a pool of 10, want at most 5", got)
+		}
+		close(r.answer)
+		for _, o := range outcomes {
+			if err := <-o; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestALargeCallGoesAlone(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		a, b := start(t.Context(), c, "a"), start(t.Context(), c, "b")
+		large := start(t.Context(), c, strings.Repeat("x", maxCallBytes+1))
+		if got := len(r.sent()); got != 2 {
+			t.Errorf("%d statements in flight, want the first and the large one", got)
+		}
+		close(r.answer)
+		if err := errors.Join(<-a, <-b, <-large); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestBatchesAreBounded(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		var outcomes []<-chan error
+		for range 3*maxBatchCalls + 1 {
+			outcomes = append(outcomes, start(t.Context(), c, "a"))
+		}
+		large := strings.Repeat("x", maxCallBytes)
+		for range 2 * maxBatchBytes / maxCallBytes {
+			outcomes = append(outcomes, start(t.Context(), c, large))
+		}
+		close(r.answer)
+		for _, o := range outcomes {
+			if err := <-o; err != nil {
+				t.Error(err)
+			}
+		}
+		for _, args := range r.sent() {
+			bytes := 0
+			for _, a := range args {
+				bytes += len(a)
+			}
+			if len(args) > maxBatchCalls || bytes > maxBatchBytes {
+				t.Errorf("a batch of %d calls, %d bytes", len(args), bytes)
+			}
+		}
+	})
+}
+
+func TestCloseEndsWaitingCalls(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 1, r, func(t *testing.T, c *coalescer[string, string]) {
+		first := start(t.Context(), c, "first")
+		second := start(t.Context(), c, "second")
+		r.answer <- struct{}{}
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait() // the second is in flight, with a batch's context
+		(&Cache{core: c.core}).Close()
+		if err := <-second; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want %v", err, context.Canceled)
+		}
+	})
+}
+
+// openSetUp returns a cache in a database of its own, and its DSN.
+func openSetUp(t testing.TB, cfg Config) (*Cache, string) {
+	t.Helper()
+	dsn := pgtest.Database(t)
+	c, err := Open(dsn, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := Setup(t.Context(), c.DB(), SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	return c, dsn
+}
+
+func TestARowLockedByAStrangerHoldsUpNobodyElse(t *testing.T) {
+	c, _ := openSetUp(t, Config{})
+	ctx := t.Context()
+	if err := c.Set(ctx, "locked", "v", 0); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := c.DB().Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("SELECT FROM cache WHERE key = 'locked' FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	var stuck sync.WaitGroup
+	for range 3 {
+		stuck.Go(func() {
+			if err := c.Set(ctx, "locked", "w", 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	var others sync.WaitGroup
+	for i := range 200 {
+		others.Go(func() {
+			for j := range 5 {
+				// The first may share a statement with the stuck ones.
+				ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+				err := c.Set(ctx, fmt.Sprint(i, j), "v", 0)
+				cancel()
+				if err != nil && j > 0 {
+					t.Errorf("while a stranger holds another row: %v", err)
+				}
+			}
+		})
+	}
+	go func() {
+		time.Sleep(3 * time.Second)
+		tx.Rollback()
+	}()
+	others.Wait()
+	stuck.Wait()
+	var v string
+	if _, err := c.Get(ctx, "locked", &v); err != nil || v != "w" {
+		t.Errorf("got %q, %v after the lock was gone", v, err)
+	}
+}
+
+func TestAPoisonedEntryFailsAlone(t *testing.T) {
+	c, _ := openSetUp(t, Config{})
+	if _, err := c.DB().Exec("ALTER TABLE cache ADD CHECK (value <> 'poison')"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			value := "fine"
+			if i%50 == 7 {
+				value = "poison"
+			}
+			for range 5 {
+				err := c.Set(t.Context(), fmt.Sprint(i), value, 0)
+				if (err != nil) != (value == "poison") {
+					t.Errorf("set %s: %v", value, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestConnectionsKilledInMidBatchLoseNothing(t *testing.T) {
+	c, dsn := openSetUp(t, Config{})
+	killer, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer killer.Close()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			key, last, unsure := fmt.Sprint(i), "", false
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				value := fmt.Sprint(n)
+				if c.Set(t.Context(), key, value, 0) == nil {
+					last, unsure = value, false
+				} else {
+					unsure = true // stored or not
+				}
+				var got string
+				found, err := c.Get(t.Context(), key, &got)
+				if err == nil && !unsure && (!found || got != last) {
+					t.Errorf("key %s: found %v %q after %q was stored", key, found, got, last)
+				}
+			}
+		})
+	}
+	for range 20 {
+		time.Sleep(50 * time.Millisecond)
+		if _, err := killer.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	for try := 0; ; try++ { // a dead connection of the pool fails one call each
+		if err := c.Set(t.Context(), "after", "v", 0); err == nil {
+			break
+		} else if try > 10 {
+			t.Fatalf("still failing: %v", err)
+		}
+	}
+}
+
+func TestAPoolOfOneConnectionServesManyCallers(t *testing.T) {
+	c, _ := openSetUp(t, Config{})
+	c.DB().SetMaxOpenConns(1)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			key := fmt.Sprint(i % 50)
+			if err := c.Set(t.Context(), key, key, time.Minute); err != nil {
+				t.Error(err)
+			}
+			var got string
+			if found, err := c.Get(t.Context(), key, &got); err != nil || !found || got != key {
+				t.Errorf("get %s: %v %q %v", key, found, got, err)
+			}
+			if _, err := c.Exists(t.Context(), key); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Delete(t.Context(), key+"?"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOfSeveralDeletesOfAKeyOneGetsTrue(t *testing.T) {
+	c, _ := openSetUp(t, Config{})
+	for round := range 20 {
+		if err := c.Set(t.Context(), "k", "v", 0); err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex
+		deleted := 0
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				ok, err := c.Delete(t.Context(), "k")
+				if err != nil {
+					t.Error(err)
+				}
+				if ok {
+					mu.Lock()
+					deleted++
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		if deleted != 1 {
+			t.Fatalf("round %d: %d deletes got true, want 1", round, deleted)
+		}
+	}
+}

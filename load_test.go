@@ -1,0 +1,826 @@
+package fastpgcache
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+)
+
+// setUp returns the DSN of a login role confined to its own entries, in a database
+// of the test's own, and that of the superuser.
+func setUp(t testing.TB) (dsn, admin string) {
+	t.Helper()
+	admin = pgtest.Database(t)
+	if err := Setup(context.Background(), openDB(t, admin), SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	return pgtest.WithUser(admin, pgtest.Role(t, admin)), admin
+}
+
+func openDB(t testing.TB, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// openCache returns a cache with a pool of its own, as another process would have it.
+// An error of background work fails the test, unless cfg sees to it.
+func openCache(t testing.TB, dsn string, cfg Config) *Cache {
+	t.Helper()
+	if cfg.OnError == nil {
+		cfg.OnError = func(err error) { t.Error(err) }
+	}
+	c, err := Open(dsn, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// eventually polls until cond holds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// returns is a loader.
+func returns(value any) func(context.Context) (any, error) {
+	return func(context.Context) (any, error) { return value, nil }
+}
+
+// gate is a loader that says when it runs, and returns value once it may.
+type gate struct {
+	runs  chan context.Context
+	value chan any
+}
+
+func newGate() gate { return gate{make(chan context.Context, 1), make(chan any, 1)} }
+
+func (g gate) load(ctx context.Context) (any, error) {
+	g.runs <- ctx
+	return <-g.value, nil
+}
+
+// asked is a call of GetOrSet under way.
+type asked struct {
+	got string
+	err error
+}
+
+func ask(ctx context.Context, c *Cache, key string, load func(context.Context) (any, error)) <-chan asked {
+	answer := make(chan asked, 1)
+	go func() {
+		var a asked
+		a.err = c.GetOrSet(ctx, key, &a.got, time.Minute, load)
+		answer <- a
+	}()
+	return answer
+}
+
+func wantAnswer(t *testing.T, answer <-chan asked, want string) {
+	t.Helper()
+	select {
+	case a := <-answer:
+		if a.err != nil || a.got != want {
+			t.Errorf("get or set: got %q, %v, want %q", a.got, a.err, want)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("get or set: no answer")
+	}
+}
+
+func wantEntry(t *testing.T, c *Cache, key, want string) {
+	t.Helper()
+	var got string
+	if found, err := c.Get(t.Context(), key, &got); err != nil || !found || got != want {
+		t.Errorf("get %q: got %q, %t, %v, want %q", key, got, found, err, want)
+	}
+}
+
+func wantNoEntry(t *testing.T, c *Cache, key string) {
+	t.Helper()
+	var got string
+	if found, err := c.Get(t.Context(), key, &got); err != nil || found {
+		t.Errorf("get %q: got %q, %t, %v, want a miss", key, got, found, err)
+	}
+}
+
+// execAdmin runs a statement as superuser.
+func execAdmin(t *testing.T, admin, statement string, args ...any) {
+	t.Helper()
+	if _, err := openDB(t, admin).Exec(statement, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func waiting(c *Cache, key string) int {
+	c.flights.mu.Lock()
+	defer c.flights.mu.Unlock()
+	if f := c.flights.byKey[key]; f != nil {
+		return f.callers
+	}
+	return 0
+}
+
+func TestGetOrSetLoadsAMissingKeyOnceAndStoresIt(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	for _, value := range []any{"text", []byte{0xff, 0}, "", json.RawMessage(`{"a":1}`)} {
+		key := fmt.Sprintf("%T%v", value, value)
+		var got, again Value
+		if err := c.GetOrSet(ctx, key, &got, time.Minute, returns(value)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.GetOrSet(ctx, key, &again, time.Minute, func(context.Context) (any, error) {
+			return nil, errors.New("loaded again")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		want, _ := encode(value)
+		if string(got) != string(want.value()) || string(again) != string(got) {
+			t.Errorf("got %q, then %q, want %q", got, again, want.value())
+		}
+		if ttl, found, err := c.TTL(ctx, key); err != nil || !found || ttl > time.Minute || ttl < 50*time.Second {
+			t.Errorf("ttl: got %v, %t, %v", ttl, found, err)
+		}
+	}
+	if got := c.Stats().Loads; got != 4 {
+		t.Errorf("got %d loads, want 4", got)
+	}
+}
+
+func TestGetOrSetLeavesNoLease(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	failure := errors.New("no")
+	if err := c.GetOrSet(ctx, "good", nil, 0, returns(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.GetOrSet(ctx, "bad", nil, 0, func(context.Context) (any, error) { return nil, failure }); !errors.Is(err, failure) {
+		t.Fatal(err)
+	}
+	if err := c.GetOrSet(ctx, "worse", nil, 0, returns(make(chan int))); err == nil {
+		t.Fatal("a channel was stored")
+	}
+	db := openDB(t, admin)
+	eventually(t, "no lease", func() bool {
+		var n int
+		if err := db.QueryRow(`SELECT count(*) FROM cache_lease`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n == 0
+	})
+	wantNoEntry(t, c, "bad")
+	wantNoEntry(t, c, "worse")
+}
+
+// A stampede: 1,000 callers in 4 processes, with 4 connections each, on a cold key
+// that takes 200 ms to load.
+func TestGetOrSetLoadsOnceForAllProcesses(t *testing.T) {
+	dsn, _ := setUp(t)
+	start := time.Now()
+	var loads int64
+	values := map[string]bool{}
+	for _, r := range children(t, 4, "stampede", dsn) {
+		loads += r.Loads
+		for _, v := range r.Values {
+			values[v] = true
+		}
+		t.Logf("a process with %d loads took %v", r.Loads, r.Took)
+	}
+	if loads != 1 || len(values) != 1 {
+		t.Errorf("got %d loads and %d values, want 1 and 1", loads, len(values))
+	}
+	t.Logf("all in %v", time.Since(start))
+}
+
+// report is what a child process tells.
+type childReport struct {
+	Loads  int64
+	Values []string
+	Took   time.Duration
+}
+
+// children runs a job in n processes, which begin together, and returns what they
+// report.
+func children(t *testing.T, n int, job, dsn string) []childReport {
+	t.Helper()
+	type child struct {
+		cmd *exec.Cmd
+		in  io.WriteCloser
+		out *bufio.Scanner
+	}
+	var all []child
+	for range n {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChildProcess$")
+		cmd.Env = append(os.Environ(), "FASTPGCACHE_CHILD="+job, "FASTPGCACHE_CHILD_DSN="+dsn)
+		cmd.Stderr = os.Stderr
+		in, err1 := cmd.StdinPipe()
+		out, err2 := cmd.StdoutPipe()
+		if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, child{cmd, in, bufio.NewScanner(out)})
+	}
+	for _, c := range all {
+		if !c.out.Scan() || c.out.Text() != "ready" {
+			t.Fatalf("a child said %q, %v", c.out.Text(), c.out.Err())
+		}
+	}
+	for _, c := range all {
+		c.in.Close()
+	}
+	var reports []childReport
+	for _, c := range all {
+		var r childReport
+		c.out.Scan()
+		if err := json.Unmarshal(c.out.Bytes(), &r); err != nil {
+			t.Fatalf("a child said %q", c.out.Text())
+		}
+		for c.out.Scan() {
+		}
+		if err := c.cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		reports = append(reports, r)
+	}
+	return reports
+}
+
+// TestChildProcess is no test, but what children runs.
+func TestChildProcess(t *testing.T) {
+	job := os.Getenv("FASTPGCACHE_CHILD")
+	if job == "" {
+		t.Skip("no child process")
+	}
+	c := openCache(t, os.Getenv("FASTPGCACHE_CHILD_DSN"), Config{})
+	c.DB().SetMaxOpenConns(4)
+	fmt.Println("ready")
+	io.ReadAll(os.Stdin)
+	start := time.Now()
+	var mu sync.Mutex
+	var r childReport // guarded by mu
+	var wg sync.WaitGroup
+	switch job {
+	case "stampede":
+		for range 250 {
+			wg.Go(func() {
+				var got string
+				err := c.GetOrSet(t.Context(), "cold", &got, time.Minute, func(ctx context.Context) (any, error) {
+					time.Sleep(200 * time.Millisecond)
+					return fmt.Sprint("loaded by ", os.Getpid()), nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if !slices.Contains(r.Values, got) {
+					r.Values = append(r.Values, got)
+				}
+			})
+		}
+	case "increment":
+		for range 50 {
+			wg.Go(func() {
+				for range 100 {
+					if _, err := c.Increment(t.Context(), "counter", 1, time.Minute); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	r.Loads, r.Took = c.Stats().Loads, time.Since(start)
+	json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func TestGetOrSetHoldsNoConnectionWhileLoading(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	c.DB().SetMaxOpenConns(1)
+	g := newGate()
+	answer := ask(ctx, c, "k", g.load)
+	<-g.runs
+	eventually(t, "no connection in use", func() bool { return c.DB().Stats().InUse == 0 })
+	if err := c.Set(ctx, "other", 1, 0); err != nil {
+		t.Error(err)
+	}
+	g.value <- "loaded"
+	wantAnswer(t, answer, "loaded")
+}
+
+// Whatever happens to the entry during the load wins, in this process and another.
+func TestGetOrSetLosesToWhatHappensDuringTheLoad(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	here := openCache(t, dsn, Config{})
+	other := openCache(t, dsn, Config{})
+	const gone = "\x00"
+	tests := []struct {
+		name string
+		do   func(c *Cache, key string) error
+		want string // the entry afterwards; and the callers' value, if there is one
+	}{
+		{"Set", func(c *Cache, key string) error { return c.Set(ctx, key, "set", 0) }, "set"},
+		{"Add", func(c *Cache, key string) error { _, err := c.Add(ctx, key, "added", 0); return err }, "added"},
+		{"Increment", func(c *Cache, key string) error { _, err := c.Increment(ctx, key, 7, 0); return err }, "7"},
+		{"Delete", func(c *Cache, key string) error { _, err := c.Delete(ctx, key); return err }, gone},
+		{"Clear", func(c *Cache, key string) error { _, err := c.Clear(ctx); return err }, gone},
+		{"Set, Delete", func(c *Cache, key string) error {
+			_, err := c.Delete(ctx, key)
+			return errors.Join(c.Set(ctx, key, "set", 0), err)
+		}, "set"},
+		{"Set and Take", func(c *Cache, key string) error {
+			err := c.Set(ctx, key, "set", 0)
+			_, _, err2 := c.Take(ctx, key)
+			return errors.Join(err, err2)
+		}, gone},
+		{"Set that expires", func(c *Cache, key string) error {
+			err := c.Set(ctx, key, "set", time.Microsecond)
+			return err
+		}, gone},
+		{"cache_delete", func(c *Cache, key string) error {
+			_, err := c.DB().Exec(`SELECT cache_delete(current_user, $1)`, key)
+			return err
+		}, gone},
+	}
+	for _, test := range tests {
+		for place, c := range map[string]*Cache{"here": here, "in another process": other} {
+			t.Run(test.name+" "+place, func(t *testing.T) {
+				key := t.Name()
+				g := newGate()
+				first := ask(ctx, here, key, g.load)
+				<-g.runs
+				second := ask(ctx, here, key, returns("loaded afresh"))
+				eventually(t, "two callers", func() bool { return waiting(here, key) == 2 })
+				if err := test.do(c, key); err != nil {
+					t.Fatal(err)
+				}
+				g.value <- "loaded"
+				if test.want != gone {
+					wantAnswer(t, first, test.want)
+					wantAnswer(t, second, test.want)
+					wantEntry(t, other, key, test.want)
+					return
+				}
+				wantAnswer(t, second, "loaded afresh")
+				wantEntry(t, other, key, "loaded afresh")
+				if a := <-first; a.err != nil || a.got != "loaded" && a.got != "loaded afresh" {
+					t.Errorf("the first caller got %q, %v", a.got, a.err)
+				}
+			})
+		}
+	}
+	execAdmin(t, admin, `TRUNCATE cache`)
+}
+
+// A Delete that is under way when the loaded value is stored wins, too.
+func TestGetOrSetLosesToADeleteAtTheLastMoment(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	loading, deleting := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
+	for name, remove := range map[string]func(string) error{
+		"Delete": func(key string) error { _, err := deleting.Delete(ctx, key); return err },
+		"cache_delete": func(key string) error {
+			_, err := deleting.DB().ExecContext(ctx, `SELECT cache_delete(current_user, $1)`, key)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testDeleteAtTheLastMoment(t, loading, deleting, remove) })
+	}
+}
+
+func testDeleteAtTheLastMoment(t *testing.T, loading, deleting *Cache, remove func(key string) error) {
+	ctx := t.Context()
+	const rounds = 1000
+	var source, stale atomic.Int64 // what the loader reads
+	for i := range rounds {
+		key := fmt.Sprint(t.Name(), i)
+		loaded := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := loading.GetOrSet(ctx, key, nil, 0, func(context.Context) (any, error) {
+				v := source.Load()
+				close(loaded)
+				return v, nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+		<-loaded
+		source.Add(1)
+		for range (i % 40) * 400 { // µs apart
+			runtime.KeepAlive(i)
+		}
+		if err := remove(key); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		var got int64
+		if found, err := deleting.Get(ctx, key, &got); err != nil {
+			t.Fatal(err)
+		} else if found && got != source.Load() {
+			stale.Add(1)
+		}
+	}
+	if n := stale.Load(); n > 0 {
+		t.Errorf("%d of %d deleted entries came back", n, rounds)
+	}
+}
+
+func TestGetOrSetReplacesWhatDoesNotDecode(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	if err := c.Set(ctx, "k", `{"A":1,"B":"no number"}`, 0); err != nil {
+		t.Fatal(err)
+	}
+	type wanted struct{ A, B, C int }
+	got := wanted{}
+	if err := c.GetOrSet(ctx, "k", &got, 0, returns(wanted{B: 2, C: 3})); err != nil || got != (wanted{0, 2, 3}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	wantEntry(t, c, "k", `{"A":0,"B":2,"C":3}`)
+
+	// It is not replaced by what is loaded while another repairs it.
+	if err := c.Set(ctx, "k", "broken", 0); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := c.GetOrSet(ctx, "k", &n, 0, func(context.Context) (any, error) { return 1, c.Set(ctx, "k", 2, 0) }); err != nil || n != 2 {
+		t.Errorf("got %d, %v, want 2", n, err)
+	}
+	// Nor removed by a loader that fails.
+	if err := c.Set(ctx, "k", "broken", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.GetOrSet(ctx, "k", &n, 0, func(context.Context) (any, error) { return nil, io.EOF }); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	wantEntry(t, c, "k", "broken")
+}
+
+func TestGetOrSetGivesEachCallerACopyOfItsOwnType(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	g := newGate()
+	var wg sync.WaitGroup
+	var a, b []int
+	var text string
+	var parsed any
+	for _, dest := range []any{&a, &b, &text, &parsed, nil} {
+		wg.Go(func() {
+			if err := c.GetOrSet(ctx, "k", dest, 0, g.load); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "five callers", func() bool { return waiting(c, "k") == 5 })
+	<-g.runs
+	g.value <- []int{1, 2}
+	wg.Wait()
+	a[0] = 7
+	if !slices.Equal(b, []int{1, 2}) || text != "[1,2]" || fmt.Sprint(parsed) != "[1 2]" {
+		t.Errorf("got %v, %q, %v", b, text, parsed)
+	}
+
+	// Callers of one key with types that do not go together all get an answer.
+	if err := c.Set(ctx, "mixed", "text", 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		wg.Go(func() {
+			var n int
+			var s string
+			if i%2 == 0 {
+				if err := c.GetOrSet(ctx, "mixed", &n, 0, returns(5)); err != nil || n != 5 {
+					t.Errorf("got %d, %v, want 5", n, err)
+				}
+			} else if err := c.GetOrSet(ctx, "mixed", &s, 0, returns("never")); err != nil || s != "text" && s != "5" {
+				t.Errorf("got %q, %v", s, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestGetOrSetFailsForAllOfThisProcessWhenItsLoaderFails(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	failure := errors.New("source is down")
+	release := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			err := c.GetOrSet(ctx, "k", nil, 0, func(context.Context) (any, error) { <-release; return nil, failure })
+			if !errors.Is(err, failure) || !strings.HasPrefix(err.Error(), "fastpgcache: get or set: ") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	eventually(t, "ten callers", func() bool { return waiting(c, "k") == 10 })
+	close(release)
+	wg.Wait()
+	if got := c.Stats().Loads; got != 1 {
+		t.Errorf("got %d loads, want 1", got)
+	}
+	// The next call loads anew.
+	wantAnswer(t, ask(ctx, c, "k", returns("up again")), "up again")
+}
+
+func TestGetOrSetPanicsOnInTheFirstCallerOnly(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	for name, end := range map[string]func(){"panic": func() { panic("boom") }, "Goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			release := make(chan struct{})
+			var panics, errs atomic.Int64
+			var wg sync.WaitGroup
+			for range 10 {
+				wg.Go(func() {
+					defer func() {
+						if p := recover(); p == "boom" {
+							panics.Add(1)
+						} else if p != nil {
+							t.Errorf("panic: %v", p)
+						}
+					}()
+					if err := c.GetOrSet(ctx, name, nil, 0, func(context.Context) (any, error) {
+						<-release
+						end()
+						return "never", nil
+					}); err != nil {
+						errs.Add(1)
+					}
+				})
+			}
+			eventually(t, "ten callers", func() bool { return waiting(c, name) == 10 })
+			close(release)
+			wg.Wait()
+			want := int64(0)
+			if name == "panic" {
+				want = 1
+			}
+			if panics.Load() != want || errs.Load() != 10-want {
+				t.Errorf("got %d panics and %d errors", panics.Load(), errs.Load())
+			}
+			wantAnswer(t, ask(ctx, c, name, returns("loaded")), "loaded")
+		})
+	}
+}
+
+func TestGetOrSetLoaderLivesAsLongAsAnyCallerWaits(t *testing.T) {
+	type trace struct{}
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	firstCtx, leaveFirst := context.WithTimeout(context.WithValue(t.Context(), trace{}, "first"), time.Hour)
+	secondCtx, leaveSecond := context.WithCancel(context.WithValue(t.Context(), trace{}, "second"))
+	g := newGate()
+	first := ask(firstCtx, c, "k", g.load)
+	ctx := <-g.runs
+	if _, ok := ctx.Deadline(); ok || ctx.Value(trace{}) != "first" {
+		t.Errorf("the loader's ctx has a deadline, or lacks the first caller's values: %v", ctx)
+	}
+	second := ask(secondCtx, c, "k", g.load)
+	eventually(t, "two callers", func() bool { return waiting(c, "k") == 2 })
+
+	leaveFirst()
+	if a := <-first; !errors.Is(a.err, context.Canceled) {
+		t.Errorf("the first caller got %v", a.err)
+	}
+	if ctx.Err() != nil {
+		t.Error("the load ended with its first caller")
+	}
+	leaveSecond()
+	if a := <-second; !errors.Is(a.err, context.Canceled) {
+		t.Errorf("the second caller got %v", a.err)
+	}
+	<-ctx.Done()
+
+	// Whoever comes now does not get the abandoned load's error.
+	third := ask(t.Context(), c, "k", returns("fresh"))
+	g.value <- "late"
+	if a := <-third; a.err != nil || a.got != "late" && a.got != "fresh" {
+		t.Errorf("the third caller got %q, %v", a.got, a.err)
+	}
+}
+
+func TestGetOrSetTakesOverALeaseThatRanOut(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	paused, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
+	g := newGate()
+	first := ask(ctx, paused, "k", g.load)
+	<-g.runs
+	second := ask(ctx, other, "k", returns("taken over"))
+	eventually(t, "the other waits", func() bool { return waiting(other, "k") == 1 })
+	execAdmin(t, admin, `UPDATE cache_lease SET expires_at = statement_timestamp()`)
+	wantAnswer(t, second, "taken over")
+
+	// Its first holder comes back too late, and knows it.
+	g.value <- "out of date"
+	wantAnswer(t, first, "taken over")
+	wantEntry(t, other, "k", "taken over")
+
+	// The same when the new holder is not done yet.
+	if _, err := other.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	g2 := newGate()
+	first = ask(ctx, paused, "k", g.load)
+	<-g.runs
+	second = ask(ctx, other, "k", g2.load)
+	eventually(t, "the other waits", func() bool { return waiting(other, "k") == 1 })
+	execAdmin(t, admin, `UPDATE cache_lease SET expires_at = statement_timestamp()`)
+	<-g2.runs
+	g.value <- "out of date"
+	wantAnswer(t, first, "out of date") // for this caller alone
+	wantNoEntry(t, other, "k")
+	g2.value <- "taken over"
+	wantAnswer(t, second, "taken over")
+	wantEntry(t, other, "k", "taken over")
+}
+
+func TestGetOrSetKeepsItsLeaseWhileLoading(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	slow, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
+	slow.leaseFor = 200 * time.Millisecond
+	g := newGate()
+	first := ask(ctx, slow, "k", g.load)
+	<-g.runs
+	second := ask(ctx, other, "k", returns("too early"))
+	time.Sleep(3 * slow.leaseFor)
+	g.value <- "loaded"
+	wantAnswer(t, first, "loaded")
+	wantAnswer(t, second, "loaded")
+
+	// Not for a loader that nobody waits for.
+	if _, err := other.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, leave := context.WithCancel(ctx)
+	first = ask(ctx, slow, "k", g.load)
+	<-g.runs
+	leave()
+	<-first
+	wantAnswer(t, ask(t.Context(), other, "k", returns("taken over")), "taken over")
+	g.value <- "abandoned"
+	if err := slow.Close(); err != nil { // it awaits the loader
+		t.Error(err)
+	}
+	wantEntry(t, other, "k", "taken over")
+}
+
+func TestGetOrSetLoadsWithoutADatabase(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Own(t, pgtest.Config{Durable: true})
+	dsn := server.Database(t)
+	if err := Setup(ctx, openDB(t, dsn), SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	var reported atomic.Int64
+	c := openCache(t, dsn, Config{OnError: func(error) { reported.Add(1) }})
+	load := func(value string) func(context.Context) (any, error) {
+		return func(context.Context) (any, error) { return value, nil }
+	}
+	wantAnswer(t, ask(ctx, c, "before", load("up")), "up")
+	if reported.Load() != 0 {
+		t.Error("an error was reported while all was well")
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, ask(ctx, c, "k", load("down")), "down")
+	if reported.Load() == 0 {
+		t.Error("no error was reported")
+	}
+	if err := server.StartAgain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// What was loaded without a lease is not stored behind anybody's Delete.
+	g := newGate()
+	fell := ask(ctx, c, "fell", g.load)
+	<-g.runs
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	g.value <- "fell while loading"
+	wantAnswer(t, fell, "fell while loading")
+	if err := server.StartAgain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the cache works again", func() bool {
+		_, err := c.Get(ctx, "k", nil)
+		return err == nil
+	})
+	wantAnswer(t, ask(ctx, c, "k", load("up again")), "up again")
+	wantEntry(t, c, "k", "up again")
+}
+
+func TestGetOrSetEndsWithClose(t *testing.T) {
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	running := make(chan struct{})
+	answer := ask(t.Context(), c, "k", func(ctx context.Context) (any, error) {
+		close(running)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	<-running
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-answer; !errors.Is(a.err, ErrClosed) {
+		t.Errorf("got %q, %v, want ErrClosed", a.got, a.err)
+	}
+	if err := c.GetOrSet(t.Context(), "k", nil, 0, returns(1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: got %v, want ErrClosed", err)
+	}
+	var leases int
+	if err := openDB(t, admin).QueryRow(`SELECT count(*) FROM cache_lease`).Scan(&leases); err != nil || leases != 0 {
+		t.Errorf("got %d leases, %v, want none: others would wait for it", leases, err)
+	}
+}
+
+func TestGetOrSetInATransaction(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	tx, err := c.DB().Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, ignored string
+	if err := c.WithTx(tx).GetOrSet(ctx, "k", &got, 0, returns("loaded")); err != nil || got != "loaded" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := c.WithTx(tx).GetOrSet(ctx, "k", &ignored, 0, returns("again")); err != nil || ignored != "loaded" {
+		t.Errorf("got %q, %v, want the entry", ignored, err)
+	}
+	if err := c.WithTx(tx).GetOrSet(ctx, "bad", nil, 0, func(context.Context) (any, error) { return nil, io.EOF }); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v", err)
+	}
+	wantNoEntry(t, c, "k")
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	wantNoEntry(t, c, "k")
+}
+
+func TestGetOrSetRefusesBadInputBeforeLoading(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	never := func(context.Context) (any, error) { t.Error("loaded"); return nil, nil }
+	for name, err := range map[string]error{
+		"key":  c.GetOrSet(t.Context(), "", nil, 0, never),
+		"ttl":  c.GetOrSet(t.Context(), "k", nil, -5, never),
+		"dest": c.GetOrSet(t.Context(), "k", 5, 0, never),
+		"load": c.GetOrSet(t.Context(), "k", nil, 0, nil),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.GetOrSet(ended, "k", nil, 0, never); !errors.Is(err, context.Canceled) {
+		t.Errorf("ctx: got %v", err)
+	}
+}

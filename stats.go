@@ -1,0 +1,68 @@
+package fastpgcache
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Stats is what a Cache, with all that its WithTx returned, has done since it was
+// made. Only calls that succeeded count, but for Errors.
+type Stats struct {
+	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take or GetOrSet, and found
+	Misses  int64 // keys looked up, and not found
+	Sets    int64 // entries written by Set, SetMany, Add, Increment or GetOrSet
+	Deletes int64 // entries removed by Delete, DeleteMany, Take or Clear
+	Loads   int64 // calls of GetOrSet's loaders
+
+	Statements int64 // sent to the database
+	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge
+	Errors     int64 // of the cache, returned or given to Config.OnError; not those of loaders
+
+	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
+
+	// Of the filter that Config.MaxStaleness turns on.
+	FilterAnswers  int64 // misses answered without a statement
+	FalsePositives int64 // keys that the filter took to be there, and were not
+	CatchUps       int64 // fetches of the keys that others inserted
+	Rebuilds       int64 // fetches of all keys, the first one included
+	FilterKeys     int   // held now, deleted ones among them
+	FilterBytes    int   // of memory, held now
+}
+
+// counters are the live form of Stats.
+type counters struct {
+	hits, misses, sets, deletes, loads atomic.Int64
+	statements, keys, errors           atomic.Int64
+	lastCleanup                        atomic.Int64 // Unix time in microseconds; 0: never
+}
+
+// lookup counts one key that was looked up.
+func (c *counters) lookup(found bool) {
+	if found {
+		c.hits.Add(1)
+	} else {
+		c.misses.Add(1)
+	}
+}
+
+// Stats returns the counters as they are now. It asks nothing of the database.
+func (c *Cache) Stats() Stats {
+	n := &c.stats
+	s := Stats{
+		Hits:       n.hits.Load(),
+		Misses:     n.misses.Load(),
+		Sets:       n.sets.Load(),
+		Deletes:    n.deletes.Load(),
+		Loads:      n.loads.Load(),
+		Statements: n.statements.Load(),
+		Keys:       n.keys.Load(),
+		Errors:     n.errors.Load(),
+	}
+	if at := n.lastCleanup.Load(); at != 0 {
+		s.LastCleanup = time.UnixMicro(at)
+	}
+	if c.negative != nil {
+		c.negative.stats(&s)
+	}
+	return s
+}
