@@ -368,8 +368,7 @@ func (n *negative) load(ctx context.Context) error {
 
 	n.mu.Lock()
 	hashes := n.hashes
-	g.loaded = len(hashes)
-	g.filter = NewCuckooFilter(g.loaded + g.loaded/16 + n.grown + 1024)
+	g.filter = NewCuckooFilter(len(hashes) + len(hashes)/16 + n.grown + 1024)
 	n.mu.Unlock()
 	fits := true
 	for _, hash := range hashes { // meanwhile we may write more
@@ -384,6 +383,7 @@ func (n *negative) load(ctx context.Context) error {
 	if !fits {
 		return errors.New("the filter is full")
 	}
+	g.loaded = g.filter.Len()
 	n.rebuilds.Add(1)
 	n.current.Store(&g)
 	return nil
