@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // Errors that callers can tell apart with errors.Is. Every error of this
@@ -143,10 +145,10 @@ type core struct {
 // matches ErrInvalidConfig.
 func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if db == nil {
-		return nil, fmt.Errorf("fastpgcache: new: %w: db is nil", ErrInvalidConfig)
+		return nil, prefixed("new", fmt.Errorf("%w: db is nil", ErrInvalidConfig))
 	}
 	if err := cfg.check(); err != nil {
-		return nil, fmt.Errorf("fastpgcache: new: %w", err)
+		return nil, prefixed("new", err)
 	}
 	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
@@ -216,24 +218,31 @@ func (c *core) statements() []*statement {
 // binary_parameters defaults to yes. It does no I/O; the pool is closed with the
 // cache.
 func Open(dsn string, cfg Config) (*Cache, error) {
-	connector, err := newPQConnector(dsn)
+	dsn, err := withDefaults(dsn, "binary_parameters=yes")
 	if err != nil {
-		return nil, fmt.Errorf("fastpgcache: open: %w: %w", ErrInvalidConfig, err)
+		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
+	}
+	connector, err := pq.NewConnector(dsn)
+	if err != nil {
+		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
 	}
 	return OpenConnector(connector, cfg)
 }
 
 // OpenConnector returns a cache over a pool of its own, with at most 10
-// connections made by connector. It does no I/O; the pool is closed with the
-// cache. Use DB to change the pool's limits.
+// connections made by connector; those of a *Connector live for 45 minutes. It
+// does no I/O; the pool is closed with the cache. Use DB to change its limits.
 func OpenConnector(connector driver.Connector, cfg Config) (*Cache, error) {
 	if connector == nil {
-		return nil, fmt.Errorf("fastpgcache: open: %w: the connector is nil", ErrInvalidConfig)
+		return nil, prefixed("open", fmt.Errorf("%w: the connector is nil", ErrInvalidConfig))
 	}
 	const maxConns = 10
 	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(maxConns)
 	db.SetMaxIdleConns(maxConns)
+	if _, ok := connector.(*Connector); ok {
+		db.SetConnMaxLifetime(tokenConnLifetime)
+	}
 	c, err := New(db, cfg)
 	if err != nil {
 		db.Close()
@@ -269,7 +278,7 @@ func (c *Cache) Close() error {
 		return nil
 	}
 	if err := c.db.Close(); err != nil {
-		return fmt.Errorf("fastpgcache: close: %w", err)
+		return prefixed("close", err)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 		case lockNotAvailable:
 			err = fmt.Errorf("another transaction holds the cache's table for long, try again: %w", err)
 		}
-		return fmt.Errorf("fastpgcache: setup: %w", err)
+		return prefixed("setup", err)
 	}
 	return nil
 }
@@ -89,7 +89,7 @@ func setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 func MigrationSQL(cfg SetupConfig) (string, error) {
 	settings, err := cfg.settings()
 	if err != nil {
-		return "", fmt.Errorf("fastpgcache: migration: %w", err)
+		return "", prefixed("migration", err)
 	}
 	return "BEGIN;\n" + strings.Join(settings, ";\n") + ";\n\n" + migrations + "\nCOMMIT;\n", nil
 }

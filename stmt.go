@@ -225,6 +225,9 @@ func (c *core) fail(ctx context.Context, op string, err error) error {
 		return nil
 	}
 	c.stats.errors.Add(1)
+	if p, ok := err.(prefixedError); ok { // the Connector's, through database/sql
+		err = p.err
+	}
 	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
 		// A driver reports a cancelled query in words of its own.
 		err = fmt.Errorf("%w: %w", ctxErr, err)
@@ -241,5 +244,19 @@ func (c *core) fail(ctx context.Context, op string, err error) error {
 			err = fmt.Errorf("%w: %w", ErrClosed, err)
 		}
 	}
-	return fmt.Errorf("fastpgcache: %s: %w", op, err)
+	return prefixed(op, err)
+}
+
+// A prefixedError is an error that leaves the package, however many of its layers
+// it passes: "fastpgcache: " stands there once.
+type prefixedError struct{ err error }
+
+func (e prefixedError) Error() string { return "fastpgcache: " + e.err.Error() }
+func (e prefixedError) Unwrap() error { return e.err }
+
+func prefixed(op string, err error) error {
+	if p, ok := err.(prefixedError); ok {
+		err = p.err
+	}
+	return prefixedError{fmt.Errorf("%s: %w", op, err)}
 }

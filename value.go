@@ -18,10 +18,10 @@ type Value []byte
 // Decode fills dest as Cache.Get does.
 func (v Value) Decode(dest any) error {
 	if err := checkDest(dest); err != nil {
-		return fmt.Errorf("fastpgcache: decode: %w", err)
+		return prefixed("decode", err)
 	}
 	if err := (stored{bytes: v}).decode(dest); err != nil {
-		return fmt.Errorf("fastpgcache: decode: %w", err)
+		return prefixed("decode", err)
 	}
 	return nil
 }

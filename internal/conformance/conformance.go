@@ -30,6 +30,10 @@ type Driver struct {
 
 	// Connect returns a connector for a DSN in libpq's key/value form.
 	Connect func(dsn string) (driver.Connector, error)
+
+	// Unprepared says that this is a mode of sending what is not prepared, so that
+	// DisablePrepare is all there is to test.
+	Unprepared bool
 }
 
 // variant is a way to configure the cache.
@@ -43,10 +47,17 @@ type variant struct {
 // Callers is how many callers at once the concurrent tests have.
 const Callers = 200
 
-func variants() []variant {
+func variants(d Driver) []variant {
+	unprepared := fastpgcache.Config{DisablePrepare: true}
+	if d.Unprepared {
+		return []variant{
+			{name: "unprepared", cfg: unprepared},
+			{name: "crowded", cfg: unprepared, callers: Callers},
+		}
+	}
 	return []variant{
 		{name: "prepared"},
-		{name: "unprepared", cfg: fastpgcache.Config{DisablePrepare: true}},
+		{name: "unprepared", cfg: unprepared},
 		{name: "uncoalesced", cfg: fastpgcache.Config{DisableCoalescing: true}, once: true},
 		{name: "crowded", callers: Callers},
 	}
@@ -73,7 +84,7 @@ func tests() []test {
 func Run(t *testing.T, drivers ...Driver) {
 	for i, d := range drivers {
 		t.Run(d.Name, func(t *testing.T) {
-			for j, v := range variants() {
+			for j, v := range variants(d) {
 				if v.once && i > 0 {
 					continue
 				}

@@ -22,15 +22,16 @@ func startCrowd(t *testing.T, c *fastpgcache.Cache, callers int) {
 	for caller := range callers {
 		wg.Go(func() {
 			key := fmt.Sprintf("crowd/%d", caller)
-			for i := 0; ctx.Err() == nil; i++ {
+			for i := 0; ; i++ {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(untilBurst()):
+				}
 				err := oneOfCrowd(ctx, c, key, i)
 				if err != nil && ctx.Err() == nil && !errors.Is(err, fastpgcache.ErrClosed) {
 					t.Errorf("crowd: %s: %v", key, err)
 					return
-				}
-				select {
-				case <-ctx.Done():
-				case <-time.After(untilBurst()):
 				}
 			}
 		})

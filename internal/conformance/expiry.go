@@ -266,7 +266,7 @@ func testCleanup(s *suite, t *testing.T) {
 	if _, err := a.Cleanup(bounded(t)); err != nil { // what other tests left
 		t.Fatal(err)
 	}
-	const expired = 50
+	const expired = 10
 	for i := range expired {
 		for _, c := range []*fastpgcache.Cache{a, b} {
 			mustSet(t, c, fmt.Sprint("expired", i), "v", time.Hour)
@@ -308,7 +308,7 @@ func testCleanupRace(s *suite, t *testing.T) {
 			}
 		})
 	}
-	for i := range 100 {
+	for i := range 60 {
 		key := fmt.Sprint(i % 4)
 		mustSet(t, c, key, "old", time.Microsecond)
 		mustSet(t, c, key, "fresh", time.Hour)

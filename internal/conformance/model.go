@@ -278,7 +278,7 @@ func testConcurrentModels(s *suite, t *testing.T) {
 		m := s.newModel(t, c, uint64(caller), fmt.Sprintf("caller %d/", caller))
 		m.shared = true
 		wg.Go(func() {
-			for range 6 {
+			for range 4 {
 				if m.step(t.Context()); t.Failed() {
 					return
 				}
@@ -354,7 +354,7 @@ func testSharedKeys(s *suite, t *testing.T) {
 	for caller := range Callers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(caller), 0))
-			for i := range 8 {
+			for i := range 5 {
 				n := r.IntN(len(histories))
 				key := fmt.Sprint("shared", n)
 				histories[n].do(func() (value string, wrote bool) {
@@ -388,7 +388,7 @@ func testSharedKeys(s *suite, t *testing.T) {
 func testDeleteOnce(s *suite, t *testing.T) {
 	c := s.cache(t)
 	ctx := bounded(t)
-	for range 5 {
+	for range 3 {
 		mustSet(t, c, "k", "v", time.Hour)
 		var deleted atomic.Int64
 		var wg sync.WaitGroup

@@ -18,7 +18,7 @@ func testRestart(t *testing.T, drivers []Driver) {
 	s.setup(t, fastpgcache.SetupConfig{})
 	caches := make(map[string]*fastpgcache.Cache)
 	for _, d := range drivers {
-		for _, v := range variants() {
+		for _, v := range variants(d) {
 			one := &suite{driver: d, cfg: v.cfg, dsn: dsn}
 			// A label of its own, as superuser: each has its own entries.
 			caches[d.Name+"/"+v.name] = one.open(t, dsn, asUser(d.Name+"/"+v.name))

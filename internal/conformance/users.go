@@ -40,7 +40,7 @@ func wantApart(t *testing.T, caches []*fastpgcache.Cache) {
 }
 
 func testRoles(s *suite, t *testing.T) {
-	wantApart(t, []*fastpgcache.Cache{s.cache(t), s.cache(t), s.cache(t)})
+	wantApart(t, []*fastpgcache.Cache{s.cache(t), s.cache(t)})
 }
 
 func testLabels(s *suite, t *testing.T) {

@@ -288,8 +288,8 @@ func adversarial(r *rand.Rand, i int) string {
 
 func testAdversarial(s *suite, t *testing.T) {
 	cases := 1000
-	if s.callers > 0 {
-		cases = 100
+	if !s.cfg.DisablePrepare || s.callers > 0 { // unprepared, a driver may have to quote them
+		cases = 200
 	}
 	c := s.cache(t)
 	r := rand.New(rand.NewPCG(3, 4))

@@ -1,0 +1,5 @@
+//go:build race
+
+package fastpgcache
+
+const raceEnabled = true
