@@ -219,8 +219,8 @@ func (n *negative) update(ctx context.Context) error {
 // this statement's own snapshot: rows of xids to come, from a restored copy, must not
 // come each time. The second finds those of transactions that were running and
 // have ended; for one that still runs its index entries are not even looked at. Each
-// is one range of the index on (user_id, created_xid), which ORDER BY and LIMIT hold
-// the planner to whatever it thinks of the table.
+// is one range of the index on (user_id, created_xid), which ORDER BY, LIMIT and, for a
+// single transaction, BETWEEN hold the planner to, whatever it thinks of the table.
 //
 // The last row says what the next catch-up starts from, and tells a table that was
 // emptied, replaced or restored from one that was not: no xid says that. A catch-up
@@ -236,7 +236,7 @@ SELECT key, NULL, NULL, NULL FROM (
   FROM (SELECT xid FROM unnest(string_to_array($2, ',')::bigint[]) x(xid)
     WHERE txid_visible_in_snapshot(xid, txid_current_snapshot()) OFFSET 0) ended,
   LATERAL (SELECT key FROM {schema}.cache
-    WHERE user_id = {user} AND created_xid = ended.xid
+    WHERE user_id = {user} AND created_xid BETWEEN ended.xid AND ended.xid
     ORDER BY user_id, created_xid LIMIT 10000) c
   LIMIT 10000) ended
 UNION ALL
