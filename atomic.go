@@ -27,6 +27,8 @@ SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = exc
 WHERE c.expires_at <= statement_timestamp()`
 
 func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
+	c.enter(e.key)
+	defer c.enter(e.key)
 	value, valueBytes := e.value.arguments()
 	n, err := c.exec(ctx, c.stmt.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
 	return n > 0, err
@@ -72,6 +74,8 @@ WHERE c.expires_at <= statement_timestamp()
 RETURNING value`
 
 func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) (sum int64, err error) {
+	c.enter(key)
+	defer c.enter(key)
 	found, err := c.row(ctx, c.stmt.increment, c.args(key, delta, ttlArgument(micros)), &sum)
 	if err == nil && !found {
 		err = ErrNotInteger

@@ -126,6 +126,8 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	for i, e := range entries {
 		keys[i] = e.key
 	}
+	c.enter(keys...)
+	defer c.enter(keys...)
 	_, err := c.exec(ctx, c.stmt.setMany, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries))...)
 	return err
 }
@@ -198,6 +200,15 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		return nil, err
 	}
 	values := make(map[string]Value, len(keys))
+	if c.negative != nil {
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+			absent := c.absent(key)
+			if absent {
+				c.stats.lookup(false)
+			}
+			return absent
+		})
+	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
 		results, err := c.getBatch(ctx, chunk)
 		if err != nil {
@@ -205,6 +216,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		}
 		for i, hit := range results {
 			c.stats.lookup(hit.found)
+			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
 				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
 					return nil, err
@@ -294,6 +306,7 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	if c.tx != nil {
 		return store(c)
 	}
+	defer c.enter(keys...)
 	return c.retry(ctx, func(*caller) error {
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {

@@ -38,8 +38,11 @@ type Config struct {
 	User string
 
 	// MaxStaleness is how old an answer may be that is given without asking the
-	// database, as a miss may be. Every connection of the pool must then have the
-	// same current_user. Defaults to 0: every answer asks the database.
+	// database. Then Get, GetMany, Exists and TTL answer most misses from a filter of
+	// the keys, in memory: such a miss was true at some moment within the last
+	// MaxStaleness, and what this Cache itself has written is never missed. What
+	// another process wrote a moment ago may be. Every connection of the pool must
+	// have the same current_user. Defaults to 0: every answer asks the database.
 	MaxStaleness time.Duration
 
 	// CleanupInterval is how often expired entries, of every user, are removed in
@@ -115,7 +118,10 @@ type core struct {
 		keys, clear, clearLeases            *statement
 		acquire, renew, release             *statement
 		look, store                         *statement
+		since, page, beginEpoch             *statement
 	}
+
+	negative *negative // nil without MaxStaleness
 
 	// The operations that merge concurrent calls.
 	gets       coalescer[string, lookup]
@@ -177,6 +183,12 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.release = sql(releaseSQL, 2)
 	c.stmt.look = sql(lookSQL, 1)
 	c.stmt.store = sql(storeSQL, 6)
+	c.stmt.since = sql(sinceSQL, 3)
+	c.stmt.page = sql(pageSQL, 1)
+	c.stmt.beginEpoch = sql(beginEpochSQL, 0)
+	if cfg.MaxStaleness > 0 {
+		c.negative = newNegative(c)
+	}
 
 	keySize := func(key string) int { return len(key) }
 	c.gets = coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core}
@@ -198,7 +210,7 @@ func (c *core) statements() []*statement {
 	s := &c.stmt
 	return []*statement{s.get, s.set, s.del, s.exists, s.ttl, s.expire, s.persist, s.cleanup,
 		s.getMany, s.setMany, s.delMany, s.haveMany, s.add, s.increment, s.take, s.keys, s.clear, s.clearLeases,
-		s.acquire, s.renew, s.release, s.look, s.store}
+		s.acquire, s.renew, s.release, s.look, s.store, s.since, s.page, s.beginEpoch}
 }
 
 // Open returns a cache over a pool of its own, on lib/pq, with at most 10
@@ -377,6 +389,8 @@ func (c *Cache) set(ctx context.Context, e entry) error {
 }
 
 func (c *Cache) setOne(ctx context.Context, e entry) error {
+	c.enter(e.key)
+	defer c.enter(e.key)
 	value, valueBytes := e.value.arguments()
 	_, err := c.exec(ctx, c.stmt.set, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
 	return err
@@ -392,8 +406,9 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 		err = checkDest(dest)
 	}
 	var v stored
-	if err == nil {
+	if err == nil && !c.absent(key) {
 		v, found, err = c.get(ctx, key)
+		c.answered(key, found, err)
 	}
 	if err == nil {
 		c.stats.lookup(found)
@@ -470,8 +485,9 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
-	if err = checkKey(key); err == nil {
+	if err = checkKey(key); err == nil && !c.absent(key) {
 		exists, err = c.exists(ctx, key)
+		c.answered(key, exists, err)
 	}
 	if err == nil {
 		c.stats.lookup(exists)

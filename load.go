@@ -365,6 +365,8 @@ WHERE c.xmin::text = $6`
 func (c *Cache) store(ctx context.Context, f *flight) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
 	defer cancel()
+	c.enter(f.key)
+	defer c.enter(f.key)
 	value, valueBytes := f.value.arguments()
 	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, f.version)...)
 	if err != nil {

@@ -19,6 +19,14 @@ type Stats struct {
 	Errors     int64 // of the cache, returned or given to Config.OnError; not those of loaders
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
+
+	// Of the filter that Config.MaxStaleness turns on.
+	FilterAnswers  int64 // misses answered without a statement
+	FalsePositives int64 // keys that the filter took to be there, and were not
+	CatchUps       int64 // fetches of the keys that others inserted
+	Rebuilds       int64 // fetches of all keys, the first one included
+	FilterKeys     int   // held now, deleted ones among them
+	FilterBytes    int   // of memory, held now
 }
 
 // counters are the live form of Stats.
@@ -52,6 +60,9 @@ func (c *Cache) Stats() Stats {
 	}
 	if at := n.lastCleanup.Load(); at != 0 {
 		s.LastCleanup = time.UnixMicro(at)
+	}
+	if c.negative != nil {
+		c.negative.stats(&s)
 	}
 	return s
 }

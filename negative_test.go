@@ -1,0 +1,736 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+)
+
+// openFiltered returns a cache whose filter has been loaded.
+func openFiltered(t testing.TB, dsn string, cfg Config) *Cache {
+	t.Helper()
+	c := openCache(t, dsn, cfg)
+	loadFilter(t, c)
+	return c
+}
+
+// loadFilter asks until a new filter answers.
+func loadFilter(t testing.TB, c *Cache) {
+	t.Helper()
+	before := c.Stats()
+	eventually(t, "a filter", func() bool {
+		wantMiss(t, c, "no such key")
+		now := c.Stats()
+		return now.Rebuilds > before.Rebuilds && now.FilterAnswers > before.FilterAnswers
+	})
+}
+
+func wantHit(t testing.TB, c *Cache, key string) {
+	t.Helper()
+	if found, err := c.Get(context.Background(), key, nil); !found || err != nil {
+		t.Errorf("Get(%q): got %v, %v, want a hit", key, found, err)
+	}
+}
+
+func wantMiss(t testing.TB, c *Cache, key string) {
+	t.Helper()
+	if found, err := c.Get(context.Background(), key, nil); found || err != nil {
+		t.Errorf("Get(%q): got %v, %v, want a miss", key, found, err)
+	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hour is a staleness at which nothing but the filter's own logic makes a key visible.
+const hour = time.Hour
+
+// outdate makes the filter as good as too old, as waiting for MaxStaleness does.
+func outdate(c *Cache) {
+	n := c.negative
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if g := n.current.Load(); g != nil {
+		old := *g
+		old.at = old.at.Add(-n.maxStaleness)
+		n.current.Store(&old)
+	}
+}
+
+// catchUp lets the filter catch up, or load, once.
+func catchUp(t testing.TB, c *Cache) {
+	t.Helper()
+	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
+	before := c.Stats()
+	outdate(c)
+	wantMiss(t, c, "no such key")
+	eventually(t, "a catch-up", func() bool {
+		now := c.Stats()
+		return now.CatchUps+now.Rebuilds > before.CatchUps+before.Rebuilds && !c.negative.busy.Load()
+	})
+}
+
+func TestAMissIsAnsweredWithoutTheDatabase(t *testing.T) {
+	// Upstream's filter is empty, and thereby skipped, for ever.
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	check(t, openCache(t, dsn, Config{}).SetMany(ctx, map[string]any{"there": 1, "gone": 1}, 0))
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	wantHit(t, c, "there")
+	before := c.Stats()
+	wantMiss(t, c, "missing")
+	if exists, err := c.Exists(ctx, "missing"); exists || err != nil {
+		t.Error(exists, err)
+	}
+	if _, found, err := c.TTL(ctx, "missing"); found || err != nil {
+		t.Error(found, err)
+	}
+	if values, err := c.GetMany(ctx, []string{"missing", "also missing"}); len(values) > 0 || err != nil {
+		t.Error(values, err)
+	}
+	after := c.Stats()
+	if got := after.Statements - before.Statements; got != 0 {
+		t.Errorf("got %d statements, want none", got)
+	}
+	if got := after.FilterAnswers - before.FilterAnswers; got != 5 || after.Misses-before.Misses != 5 {
+		t.Errorf("got %d answers and %d misses, want 5", got, after.Misses-before.Misses)
+	}
+	if after.FilterKeys != 2 || after.FilterBytes == 0 {
+		t.Errorf("got %d keys in %d bytes, want 2 keys", after.FilterKeys, after.FilterBytes)
+	}
+	if values, err := c.GetMany(ctx, []string{"missing", "there", "there"}); len(values) != 1 || err != nil {
+		t.Error(values, err)
+	}
+	check(t, c.Close())
+	if _, err := c.Get(ctx, "missing", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: got %v, want ErrClosed", err)
+	}
+}
+
+func TestWithoutMaxStalenessNothingIsFiltered(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	wantMiss(t, c, "missing")
+	wantMiss(t, c, "missing")
+	if got, want := c.Stats(), (Stats{Misses: 2, Statements: 2, Keys: 2}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestOwnWritesAreNeverMissed(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	inTx := func(write func(*Cache) error) error {
+		tx, err := c.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if err := write(c.WithTx(tx)); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+	many := make(map[string]any)
+	for i := range 2*chunkKeys + 1 {
+		many[fmt.Sprint("many ", i)] = i
+	}
+	writes := map[string]func(key string) error{
+		"Set":     func(key string) error { return c.Set(ctx, key, 1, 0) },
+		"SetMany": func(key string) error { return c.SetMany(ctx, map[string]any{key: 1}, 0) },
+		"SetMany in chunks": func(key string) error {
+			many[key] = 1
+			return c.SetMany(ctx, many, 0)
+		},
+		"Add": func(key string) error {
+			_, err := c.Add(ctx, key, 1, 0)
+			return err
+		},
+		"Increment": func(key string) error {
+			_, err := c.Increment(ctx, key, 1, 0)
+			return err
+		},
+		"GetOrSet": func(key string) error { return c.GetOrSet(ctx, key, nil, 0, returns(1)) },
+		"Set in a transaction": func(key string) error {
+			return inTx(func(c *Cache) error { return c.Set(ctx, key, 1, 0) })
+		},
+		"GetOrSet in a transaction": func(key string) error {
+			return inTx(func(c *Cache) error { return c.GetOrSet(ctx, key, nil, 0, returns(1)) })
+		},
+	}
+	for name, write := range writes {
+		check(t, write(name))
+		wantHit(t, c, name)
+		if exists, err := c.Exists(ctx, name); !exists || err != nil {
+			t.Errorf("%s: Exists: %v, %v", name, exists, err)
+		}
+		if _, found, err := c.TTL(ctx, name); !found || err != nil {
+			t.Errorf("%s: TTL: %v, %v", name, found, err)
+		}
+		if values, err := c.GetMany(ctx, []string{name}); len(values) != 1 || err != nil {
+			t.Errorf("%s: GetMany: %v, %v", name, values, err)
+		}
+	}
+	for key := range many {
+		wantHit(t, c, key)
+	}
+}
+
+// Writes that are under way while a filter is loaded are in it when they have ended:
+// in 200 loads, of which some are published between a commit and its return.
+func TestOwnWritesDuringARebuildAreNeverMissed(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	stop := make(chan struct{})
+	done := make(chan int)
+	for w := range 3 {
+		go func() {
+			i := 0
+			defer func() { done <- i }()
+			for ; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				key := fmt.Sprint(w, " ", i)
+				if err := c.Set(ctx, key, 1, 0); err != nil {
+					t.Error(err)
+					return
+				}
+				if found, err := c.Get(ctx, key, nil); !found || err != nil {
+					t.Errorf("%s: got %v, %v after Set", key, found, err)
+					return
+				}
+			}
+		}()
+	}
+	db := openDB(t, admin)
+	for range 200 {
+		if _, err := db.Exec(`UPDATE cache_epoch SET id = gen_random_uuid()`); err != nil {
+			t.Error(err)
+			break
+		}
+		catchUp(t, c)
+	}
+	close(stop)
+	t.Log(<-done+<-done+<-done, "writes", c.Stats().Rebuilds, "rebuilds")
+}
+
+func TestInATransactionTheDatabaseIsAsked(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	check(t, openCache(t, dsn, Config{}).Set(ctx, "other's", 1, 0))
+	wantMiss(t, c, "other's")
+	tx, err := c.db.BeginTx(ctx, nil)
+	check(t, err)
+	defer tx.Rollback()
+	wantHit(t, c.WithTx(tx), "other's")
+}
+
+func TestAnotherProcessesWritesAreSeenWithinMaxStaleness(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	const staleness = 20 * time.Millisecond
+	c := openFiltered(t, dsn, Config{MaxStaleness: staleness})
+	other := openCache(t, dsn, Config{})
+	for i := range 20 {
+		key := fmt.Sprint(i)
+		wantMiss(t, c, key)
+		check(t, other.Set(ctx, key, 1, 0))
+		for committed := time.Now(); time.Since(committed) <= staleness; { // asks all the while
+			_, err := c.Get(ctx, key, nil)
+			check(t, err)
+		}
+		wantHit(t, c, key)
+	}
+	if s := c.Stats(); s.FilterAnswers < 20 || s.CatchUps < 5 {
+		t.Errorf("the filter took no part: %+v", s)
+	}
+}
+
+// Keys come with the commit of their transaction, and however late that is.
+func TestLateCommitsAreCaughtUp(t *testing.T) {
+	dsn, _ := setUp(t)
+	dbDSN := dsn
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	db := openDB(t, dbDSN)
+	begin := func(statements ...string) *sql.Tx {
+		tx, err := db.Begin()
+		check(t, err)
+		t.Cleanup(func() { tx.Rollback() })
+		for _, s := range statements {
+			if _, err := tx.Exec(s); err != nil {
+				t.Fatal(s, err)
+			}
+		}
+		return tx
+	}
+	insert := func(key string) string { return `INSERT INTO cache (key, value) VALUES ('` + key + `', '')` }
+
+	long := begin(insert("long"))
+	back := begin(insert("back"))
+	nested := begin(insert("nested"), `SAVEPOINT a`, insert("in savepoint"), `SAVEPOINT b`, insert("rolled back to savepoint"), `ROLLBACK TO b`)
+	begin(insert("prepared"), `PREPARE TRANSACTION 'late'`).Commit()
+	t.Cleanup(func() { db.Exec(`ROLLBACK PREPARED 'late'`) })
+	begin(`SELECT 1`, insert("short")).Commit()
+	for range 3 { // the later snapshots run only from these on
+		begin(`SELECT txid_current()`).Commit()
+		catchUp(t, c)
+	}
+	wantHit(t, c, "short")
+	before := c.Stats().Statements
+	for _, key := range []string{"long", "back", "nested", "in savepoint", "prepared"} {
+		wantMiss(t, c, key)
+	}
+	if got := c.Stats().Statements - before; got != 0 {
+		t.Errorf("uncommitted keys are in the filter: got %d statements, want none", got)
+	}
+	check(t, long.Commit())
+	check(t, back.Rollback())
+	catchUp(t, c)
+	wantHit(t, c, "long")
+	wantMiss(t, c, "back")
+	check(t, nested.Commit())
+	_, err := db.Exec(`COMMIT PREPARED 'late'`)
+	check(t, err)
+	catchUp(t, c)
+	for _, key := range []string{"nested", "in savepoint", "prepared"} {
+		wantHit(t, c, key)
+	}
+	wantMiss(t, c, "rolled back to savepoint")
+}
+
+func TestAnExpiredEntryThatIsRevivedIsSeen(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	other := openCache(t, dsn, Config{})
+	check(t, other.Set(ctx, "k", 1, time.Millisecond))
+	eventually(t, "expiry", func() bool {
+		found, _ := other.Get(ctx, "k", nil)
+		return !found
+	})
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	wantMiss(t, c, "k") // which must not take it out of the filter
+	check(t, other.Set(ctx, "k", 2, 0))
+	wantHit(t, c, "k")
+}
+
+func TestANewEpochMakesANewFilter(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Own(t, pgtest.Config{Settings: map[string]string{"synchronous_commit": "on"}}) // the tables survive
+	dsn := server.Database(t)
+	db := openDB(t, dsn)
+	db.SetMaxIdleConns(0)
+	exec := func(statements ...string) {
+		t.Helper()
+		for _, s := range statements {
+			if _, err := db.Exec(s); err != nil {
+				t.Fatal(s, err)
+			}
+		}
+	}
+	check(t, Setup(ctx, db, SetupConfig{}))
+	// Rows whose xids say nothing to a filter from before.
+	const restore = `
+		SET session_replication_role = replica;
+		ALTER TABLE cache DISABLE TRIGGER cache_stamp_insert;
+		INSERT INTO cache (key, value, created_xid) VALUES ('restored', '', 3);
+		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_stamp_insert`
+	c := openCache(t, dsn, Config{MaxStaleness: hour, OnError: func(err error) { t.Log(err) }})
+	check(t, c.Set(ctx, "before", 1, 0))
+	for _, change := range []struct {
+		name string
+		make func()
+	}{
+		{"SIGKILL", func() { check(t, server.Crash(ctx)) }},
+		{"a clean restart", func() { check(t, server.Restart(ctx)) }},
+		{"Setup with Force", func() { check(t, Setup(ctx, db, SetupConfig{Force: true})) }},
+		{"DROP and CREATE of the table alone", func() {
+			exec(`CREATE TABLE copy (LIKE cache INCLUDING ALL)`, `DROP TABLE cache`, `ALTER TABLE copy RENAME TO cache`)
+			_, err := db.Exec(`COMMENT ON TABLE cache IS 'fastpgcache schema 1'`)
+			check(t, err)
+			check(t, Setup(ctx, db, SetupConfig{}))
+		}},
+		{"an epoch that is gone", func() { exec(`DELETE FROM cache_epoch`) }},
+		{"another epoch", func() { exec(`UPDATE cache_epoch SET id = gen_random_uuid()`) }},
+	} {
+		t.Run(change.name, func(t *testing.T) {
+			loadFilterAfter(t, c)
+			change.make()
+			exec(`DELETE FROM cache WHERE key = 'restored'`, restore)
+			eventually(t, "a filter of what is there now", func() bool {
+				outdate(c)
+				c.Get(ctx, "no such key", nil)
+				found, err := c.Get(ctx, "restored", nil)
+				return found && err == nil
+			})
+		})
+	}
+}
+
+// loadFilterAfter waits for a filter that answers, whatever the last one met with.
+func loadFilterAfter(t testing.TB, c *Cache) {
+	t.Helper()
+	before := c.Stats().FilterAnswers
+	eventually(t, "a filter that answers", func() bool {
+		c.Get(context.Background(), "no such key", nil)
+		return c.Stats().FilterAnswers > before
+	})
+}
+
+func TestXidsThatRunAgainMakeANewFilter(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	c.negative.mu.Lock()
+	ahead := *c.negative.current.Load()
+	ahead.since.xmax += 1000
+	c.negative.current.Store(&ahead)
+	c.negative.mu.Unlock()
+	before := c.Stats().Rebuilds
+	catchUp(t, c)
+	if got := c.Stats().Rebuilds - before; got != 1 {
+		t.Errorf("got %d rebuilds, want 1", got)
+	}
+}
+
+// Upstream's filter loses items at high load where its capacity is no power of two,
+// is filled by duplicates, and loses other keys when one that it does not have is
+// deleted.
+func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	other := openCache(t, dsn, Config{})
+	const keys = 9000
+	write := map[bool]*Cache{true: c, false: other}
+	for from := 0; from < keys; from += 750 {
+		items := make(map[string]any)
+		for i := from; i < from+750; i++ {
+			items[fmt.Sprint("k", i)] = i
+		}
+		check(t, write[from%1500 == 0].SetMany(ctx, items, 0))
+		for range 20 {
+			check(t, c.Set(ctx, "k0", "again", 0))
+			_, err := c.Delete(ctx, "never there")
+			check(t, err)
+		}
+		catchUp(t, c)
+	}
+	loadFilterAfter(t, c)
+	var all []string
+	for i := range keys {
+		all = append(all, fmt.Sprint("k", i))
+	}
+	values, err := c.GetMany(ctx, all)
+	if len(values) != keys || err != nil {
+		t.Errorf("got %d keys, %v, want %d", len(values), err, keys)
+	}
+	s := c.Stats()
+	if s.FilterKeys < keys || s.Rebuilds < 2 || s.Rebuilds > 12 || s.FilterBytes > 4*keys {
+		t.Errorf("got %d keys, %d bytes, after %d rebuilds", s.FilterKeys, s.FilterBytes, s.Rebuilds)
+	}
+}
+
+func TestManyNewKeysAreCaughtUp(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	other := openCache(t, dsn, Config{})
+	set := func(prefix string, n int) {
+		items := make(map[string]any)
+		for i := range n {
+			items[fmt.Sprint(prefix, i)] = i
+		}
+		check(t, other.SetMany(ctx, items, 0))
+	}
+	set("at first ", 30000)
+	c := openCache(t, dsn, Config{MaxStaleness: hour})
+	c.negative.grown = 100000 // so that the filter need not grow
+	loadFilter(t, c)
+	want := func(rebuilds int64, prefix string, n int) {
+		t.Helper()
+		before := c.Stats().Rebuilds
+		catchUp(t, c)
+		for i := 0; i < n; i += 97 {
+			wantHit(t, c, fmt.Sprint(prefix, i))
+		}
+		if got := c.Stats().Rebuilds - before; got != rebuilds {
+			t.Errorf("%s: got %d rebuilds, want %d", prefix, got, rebuilds)
+		}
+	}
+	for i := range 13 {
+		set(fmt.Sprint("in short transactions ", i, " "), 999)
+	}
+	before := c.Stats().CatchUps
+	want(0, "in short transactions 12 ", 999)
+	if got := c.Stats().CatchUps - before; got != 2 {
+		t.Errorf("got %d pages, want 2", got)
+	}
+	set("in one transaction ", sinceKeys+1)
+	want(1, "in one transaction ", sinceKeys+1)
+
+	tx, err := other.db.BeginTx(ctx, nil)
+	check(t, err)
+	items := make(map[string]any)
+	for i := range sinceKeys + 1 {
+		items[fmt.Sprint("in one late transaction ", i)] = i
+	}
+	check(t, other.WithTx(tx).SetMany(ctx, items, 0))
+	want(0, "", 0)
+	check(t, tx.Commit())
+	want(1, "in one late transaction ", sinceKeys+1)
+}
+
+func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	other := openCache(t, dsn, Config{})
+	items := make(map[string]any)
+	var keys []string
+	for i := range 1000 {
+		keys = append(keys, fmt.Sprint("k", i))
+		items[keys[i]] = i
+	}
+	check(t, other.SetMany(ctx, items, 0))
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	_, err := other.DeleteMany(ctx, keys)
+	check(t, err)
+	eventually(t, "a new filter", func() bool {
+		_, err := c.GetMany(ctx, keys)
+		check(t, err)
+		return c.Stats().Rebuilds == 2 && c.Stats().FilterKeys == 0
+	})
+	if s := c.Stats(); s.FalsePositives < 256 {
+		t.Errorf("got %+v", s)
+	}
+
+	// Entries that are expired, but there, make every filter as bad: that costs at
+	// most a rebuild for each 256 lookups or more.
+	check(t, other.SetMany(ctx, items, time.Microsecond))
+	before := c.Stats()
+	for range 20 {
+		_, err := c.GetMany(ctx, keys)
+		check(t, err)
+		catchUp(t, c)
+	}
+	after := c.Stats()
+	if got, most := after.Rebuilds-before.Rebuilds, (after.FalsePositives-before.FalsePositives)/256; got > most {
+		t.Errorf("got %d rebuilds, want at most %d", got, most)
+	}
+}
+
+func TestOneConnectionIsEnough(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	items := make(map[string]any)
+	for i := range 3 * pageKeys {
+		items[fmt.Sprint("k", i)] = i
+	}
+	check(t, openCache(t, dsn, Config{}).SetMany(ctx, items, 0))
+	c := openCache(t, dsn, Config{MaxStaleness: time.Millisecond})
+	c.db.SetMaxOpenConns(1)
+	wantMiss(t, c, "missing")
+	served := 0
+	for c.Stats().Rebuilds == 0 {
+		wantHit(t, c, "k1")
+		served++
+	}
+	if served < 2 {
+		t.Errorf("got %d lookups served while the filter was loaded, want more", served)
+	}
+	for i := range 500 {
+		wantMiss(t, c, "missing")
+		if i%5 == 0 {
+			check(t, c.Set(ctx, fmt.Sprint("own ", i), 1, 0))
+			wantHit(t, c, fmt.Sprint("own ", i))
+		}
+	}
+}
+
+func TestAnIdleFilterDoesNothingAndCloseLeavesNothing(t *testing.T) {
+	dsn, _ := setUp(t)
+	db := openDB(t, dsn)
+	db.SetMaxIdleConns(0) // their goroutines are the pool's
+	check(t, db.Ping())
+	before := runtime.NumGoroutine()
+	c, err := New(db, Config{MaxStaleness: time.Millisecond})
+	check(t, err)
+	if s := c.Stats(); s.Statements != 0 {
+		t.Errorf("New: got %d statements, want none", s.Statements)
+	}
+	wantMiss(t, c, "missing")
+	eventually(t, "a filter", func() bool { return c.Stats().Rebuilds == 1 })
+	eventually(t, "no goroutine", func() bool { return runtime.NumGoroutine() <= before })
+	idle := c.Stats()
+	time.Sleep(30 * time.Millisecond)
+	if got := c.Stats(); got != idle {
+		t.Errorf("idle: got %+v, want %+v", got, idle)
+	}
+	for range 100 {
+		outdate(c)
+		wantMiss(t, c, "missing")
+	}
+	check(t, c.Close())
+	eventually(t, "no goroutine", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+func TestWithoutATableNothingRunsInTheBackground(t *testing.T) {
+	ctx := t.Context()
+	var c *Cache
+	c = openCache(t, pgtest.Database(t), Config{MaxStaleness: hour})
+	for range 50 {
+		if _, err := c.Get(ctx, "k", nil); !errors.Is(err, ErrNotSetUp) {
+			t.Fatalf("got %v, want ErrNotSetUp", err)
+		}
+	}
+	if got := c.Stats().Statements; got > 50 {
+		t.Errorf("got %d statements, want those of the lookups", got)
+	}
+	check(t, Setup(ctx, c.db, SetupConfig{}))
+	loadFilterAfter(t, c)
+}
+
+func TestAFilterThatCannotBeLoadedIsReportedAndNotTriedAllTheTime(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	_, err := openDB(t, admin).Exec(`REVOKE ALL ON cache_epoch FROM PUBLIC`)
+	check(t, err)
+	reported := make(chan error, 1000)
+	c := openCache(t, dsn, Config{MaxStaleness: hour, OnError: func(err error) { reported <- err }})
+	for begin := time.Now(); time.Since(begin) < 250*time.Millisecond; {
+		if _, err := c.Get(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := len(reported); got < 1 || got > 3 {
+		t.Errorf("got %d errors in 250 ms, want 1 to 3", got)
+	}
+	if err := <-reported; !errors.Is(err, ErrNotPermitted) || !strings.HasPrefix(err.Error(), "fastpgcache: filter: ") {
+		t.Errorf("got %v, want ErrNotPermitted", err)
+	}
+	_, err = openDB(t, admin).Exec(`GRANT SELECT ON cache_epoch TO PUBLIC`)
+	check(t, err)
+	loadFilterAfter(t, c)
+}
+
+func TestAnAnswerOfTheFilterAllocatesNothing(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	if got := testing.AllocsPerRun(1000, func() { c.Get(ctx, "missing", nil) }); got != 0 {
+		t.Errorf("got %v allocations, want none", got)
+	}
+}
+
+func TestALabelAndAnOddSchemaHaveAFilterOfTheirOwn(t *testing.T) {
+	ctx := t.Context()
+	admin := pgtest.Database(t)
+	const schema = `it's "odd"`
+	check(t, Setup(ctx, openDB(t, admin), SetupConfig{Schema: schema}))
+	a := openFiltered(t, admin, Config{MaxStaleness: hour, Schema: schema, User: "a"})
+	b := openCache(t, admin, Config{Schema: schema, User: "b"})
+	check(t, b.Set(ctx, "b's", 1, 0))
+	check(t, openCache(t, admin, Config{Schema: schema, User: "a"}).Set(ctx, "a's", 1, 0))
+	catchUp(t, a)
+	wantHit(t, a, "a's")
+	if got := a.Stats().FilterKeys; got != 1 {
+		t.Errorf("got %d keys, want 1", got)
+	}
+}
+
+// A catch-up reads what is new and nothing else, whatever the planner knows.
+func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	owner := openDB(t, admin)
+	role := openDB(t, dsn)
+	var user string
+	check(t, role.QueryRow(`SELECT current_user`).Scan(&user))
+	_, err := owner.Exec(`INSERT INTO cache (user_id, key, value) SELECT $1, 'k' || i, repeat('x', 100) FROM generate_series(1, 100000) i`, user)
+	check(t, err)
+	// A transaction that has put in as much and is not through.
+	open, err := owner.Begin()
+	check(t, err)
+	defer open.Rollback()
+	_, err = open.Exec(`INSERT INTO cache (user_id, key, value) SELECT $1, 'open' || i, repeat('x', 100) FROM generate_series(1, 30000) i`, user)
+	check(t, err)
+	var late int64
+	check(t, open.QueryRow(`SELECT txid_current()`).Scan(&late))
+	var ended int64
+	check(t, owner.QueryRow(`SELECT txid_current()`).Scan(&ended))
+
+	explain := func(db *sql.DB, label string) {
+		t.Helper()
+		conn, err := db.Conn(ctx)
+		check(t, err)
+		defer conn.Close()
+		text := newStatement(sinceSQL, "public", label, 3).text
+		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+			for _, literal := range []string{"PREPARE s(bigint, text, text) AS ", "PREPARE s(bigint, text, text, text) AS "} {
+				if (label == "") != strings.Contains(literal, "(bigint, text, text)") {
+					continue
+				}
+				var xmax int64
+				check(t, conn.QueryRowContext(ctx, `SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax))
+				args := fmt.Sprintf(`%d, '%d,%d', '"public".cache'`, xmax, late, ended)
+				if label != "" {
+					args += ", " + pq.QuoteLiteral(label)
+				}
+				for _, s := range []string{`SET plan_cache_mode = ` + mode, literal + text} {
+					_, err := conn.ExecContext(ctx, s)
+					check(t, err)
+				}
+				rows, err := conn.QueryContext(ctx, `EXPLAIN (ANALYZE, BUFFERS) EXECUTE s(`+args+`)`)
+				check(t, err)
+				var plan strings.Builder
+				buffers := -1
+				for rows.Next() {
+					var line string
+					check(t, rows.Scan(&line))
+					plan.WriteString(line + "\n")
+					if hit, ok := strings.CutPrefix(strings.TrimSpace(line), "Buffers: shared "); ok && buffers < 0 {
+						buffers = 0
+						for _, field := range strings.Fields(hit) {
+							var n int
+							if _, count, ok := strings.Cut(field, "="); ok {
+								fmt.Sscan(count, &n)
+								buffers += n
+							}
+						}
+					}
+				}
+				check(t, rows.Err())
+				if buffers < 0 || buffers > 50 || strings.Contains(plan.String(), "Seq Scan on cache\n") || strings.Contains(plan.String(), "Seq Scan on cache ") {
+					t.Errorf("%s, label %q: %d buffers:\n%s", mode, label, buffers, plan.String())
+				}
+				_, err = conn.ExecContext(ctx, `DEALLOCATE s`)
+				check(t, err)
+			}
+		}
+	}
+	for _, state := range []string{"", `ANALYZE cache`, `VACUUM cache`} {
+		if state != "" {
+			_, err := owner.Exec(state)
+			check(t, err)
+		}
+		explain(role, "")
+		explain(owner, user)
+		explain(owner, "")
+	}
+}
