@@ -21,7 +21,7 @@ func (c *Cache) Add(ctx context.Context, key string, value any, ttl time.Duratio
 
 const addSQL = `
 INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at)
-VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::bigint * interval '1 microsecond')
+VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond')
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
 WHERE c.expires_at <= statement_timestamp()`
@@ -61,7 +61,7 @@ func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time
 // no 64-bit number from an error that would abort the transaction.
 const incrementSQL = `
 INSERT INTO {schema}.cache AS c (user_id, key, value, expires_at)
-VALUES ({user}, $1, $2::bigint::text, statement_timestamp() + $3::bigint * interval '1 microsecond')
+VALUES ({user}, $1, $2::bigint::text, statement_timestamp() + $3::float8 * interval '1 microsecond')
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = CASE WHEN c.expires_at <= statement_timestamp() THEN excluded.value
     ELSE (c.value::numeric + excluded.value::numeric)::text END,

@@ -101,7 +101,7 @@ func (c *Cache) existsBatch(ctx context.Context, keys []string) ([]bool, error) 
 // two statements wait for each other.
 const setManySQL = `
 INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
-SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl * interval '1 microsecond'
+SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond'
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`

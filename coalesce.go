@@ -37,7 +37,7 @@ type coalescer[A, R any] struct {
 	slow     int            // of rounds before
 	round    int            // how often those in flight were found slow
 	ended    int            // statements that ended, ever
-	watched  bool           // a timer looks for slow statements
+	timer    *time.Timer    // looks for slow statements while a batch waits
 	waiting  []*batch[A, R] // oldest first; only the newest has room
 }
 
@@ -111,8 +111,7 @@ func (c *coalescer[A, R]) open(size int) *batch[A, R] {
 	b := &batch[A, R]{done: make(chan struct{}), calls: make([]*call[A, R], 0, 32)}
 	b.ctx, b.cancel = context.WithCancel(c.core.ctx)
 	c.waiting = append(c.waiting, b)
-	if !c.watched {
-		c.watched = true
+	if c.timer == nil {
 		c.watch(c.ended)
 	}
 	return b
@@ -154,6 +153,10 @@ func (c *coalescer[A, R]) send() {
 		}
 		c.inFlight++
 		sent = append(sent, b)
+	}
+	if len(c.waiting) == 0 && c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
 	}
 	round := c.round
 	c.mu.Unlock()
@@ -202,10 +205,9 @@ func (c *coalescer[A, R]) run(b *batch[A, R], round int) {
 // ended since the last look, ended being the count then: they wait for a lock or a
 // slow server, and give up their places so that the rest moves on.
 func (c *coalescer[A, R]) watch(ended int) {
-	time.AfterFunc(slowAfter/2, func() {
+	c.timer = time.AfterFunc(slowAfter/2, func() {
 		c.mu.Lock()
-		if len(c.waiting) == 0 {
-			c.watched = false
+		if c.timer == nil {
 			c.mu.Unlock()
 			return
 		}

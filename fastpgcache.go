@@ -376,7 +376,7 @@ func newEntry(key string, value any, ttl time.Duration) (entry, error) {
 
 const setSQL = `
 INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
-VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::bigint * interval '1 microsecond')
+VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond')
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`
 

@@ -297,7 +297,7 @@ func (c *Cache) load(ctx context.Context, f *flight) {
 
 const acquireSQL = `
 INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at)
-VALUES ({user}, $1, $2, statement_timestamp() + $3::bigint * interval '1 microsecond')
+VALUES ({user}, $1, $2, statement_timestamp() + $3::float8 * interval '1 microsecond')
 ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
 WHERE l.expires_at <= statement_timestamp()`
 
@@ -308,7 +308,7 @@ func (c *Cache) acquire(ctx context.Context, f *flight) (bool, error) {
 }
 
 const renewSQL = `
-UPDATE {schema}.cache_lease SET expires_at = statement_timestamp() + $3::bigint * interval '1 microsecond'
+UPDATE {schema}.cache_lease SET expires_at = statement_timestamp() + $3::float8 * interval '1 microsecond'
 WHERE user_id = {user} AND key = $1 AND holder = $2`
 
 // renew keeps the lease until ctx ends, or it is lost.
@@ -354,7 +354,7 @@ func (c *Cache) look(ctx context.Context, key string) (v stored, live bool, vers
 const storeSQL = `
 WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 AND holder = $5 RETURNING key)
 INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at)
-SELECT {user}, $1, $2::text, $3::bytea, statement_timestamp() + $4::bigint * interval '1 microsecond' FROM lease
+SELECT {user}, $1, $2::text, $3::bytea, statement_timestamp() + $4::float8 * interval '1 microsecond' FROM lease
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
 WHERE c.xmin::text = $6`

@@ -69,7 +69,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found b
 }
 
 const expireSQL = `
-UPDATE {schema}.cache SET expires_at = statement_timestamp() + $2::bigint * interval '1 microsecond'
+UPDATE {schema}.cache SET expires_at = statement_timestamp() + $2::float8 * interval '1 microsecond'
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
 
 // Expire gives key a new TTL, from now on, and reports whether it is there.
@@ -115,7 +115,7 @@ const cleanupBlocks = 256
 
 const cleanupSQL = `
 SELECT removed, next_block
-FROM {schema}.cache_cleanup_blocks($1::bigint, $2::integer, $3::bigint * interval '1 microsecond')`
+FROM {schema}.cache_cleanup_blocks($1::bigint, $2::integer, $3::float8 * interval '1 microsecond')`
 
 // Cleanup removes the expired entries of every user and returns how many there
 // were. It walks the table in bites, each a short transaction, and passes over

@@ -123,7 +123,7 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 			return nil, err
 		}
 		set, err := db.Prepare(`INSERT INTO cache (user_id, key, value, expires_at)
-			VALUES (current_user, $1, $2, statement_timestamp() + $3::bigint * interval '1 microsecond')
+			VALUES (current_user, $1, $2, statement_timestamp() + $3::float8 * interval '1 microsecond')
 			ON CONFLICT (user_id, key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at`)
 		if err != nil {
 			return nil, err
