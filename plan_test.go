@@ -55,6 +55,9 @@ var samples = map[string]struct {
 	"release":     {[]string{`'k42'`, `'h'`}, 1},
 	"look":        {[]string{`'k42'`}, 1},
 	"store":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
+	"since":       {[]string{`9223372036854775807`, `''`, `'public.cache'`}, 1},
+	"page":        {[]string{`'k9990'`}, 10},
+	"beginEpoch":  {nil, 1},
 }
 
 // named returns a cache's statements by the names of their fields.

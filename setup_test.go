@@ -195,7 +195,7 @@ func TestSetupByManyAtOnce(t *testing.T) {
 			}
 			var wg sync.WaitGroup
 			for range 12 {
-				db := l.open(l.dsn)
+				db := l.open(l.dsn + ` default_transaction_isolation=serializable`)
 				wg.Go(func() {
 					for range 2 {
 						if err := fastpgcache.Setup(t.Context(), db, fastpgcache.SetupConfig{Schema: schema}); err != nil {
