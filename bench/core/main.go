@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"text/tabwriter"
@@ -33,7 +34,10 @@ func main() {
 	blocks := flag.Int("blocks", 200, "how many blocks of each")
 	size := flag.Int("size", 100, "calls in a block")
 	flag.Parse()
-	if err := run(context.Background(), *blocks, *size); err != nil {
+	// As a service's contexts do, this one may end.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *blocks, *size); err != nil {
 		log.Fatal(err)
 	}
 }
