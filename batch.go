@@ -307,7 +307,7 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 		return store(c)
 	}
 	defer c.enter(keys...)
-	return c.retry(ctx, func() error {
+	return c.retry(ctx, func(*caller) error {
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {
 			return err

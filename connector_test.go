@@ -294,7 +294,6 @@ func TestConnectWaitsOnceForAServerThatWakes(t *testing.T) {
 		"reset":       reset,
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			s := newFakeServer(t, nil, func(n int, c net.Conn, _ string) {
 				if n == 2 {
 					welcome(c)

@@ -1,3 +1,40 @@
-// Package fastpgcache gives a Go service Redis-style caching inside the
-// PostgreSQL it already runs.
+// Package fastpgcache gives a Go service Redis-style caching inside the PostgreSQL
+// it already runs: entries with a TTL in an UNLOGGED table, through standard
+// database/sql and any driver.
+//
+// Set the cache up once, as the role that shall own it, with the command
+// fastpgcache-admin, with [Setup], or by applying migrations.sql. Then open it
+// where it is used:
+//
+//	cache, err := fastpgcache.Open("host=db.example.com user=app dbname=shop", fastpgcache.Config{})
+//	if err != nil {
+//		return err
+//	}
+//	defer cache.Close()
+//
+//	err = cache.Set(ctx, "session:42", session, 30*time.Minute)
+//
+//	var s Session
+//	found, err := cache.Get(ctx, "session:42", &s)
+//
+// [New] takes the *sql.DB that a service has, and [OpenConnector] any
+// [database/sql/driver.Connector], such as a [Connector], whose password is a
+// token. Package lakebase opens a cache in Databricks Lakebase by its name.
+//
+// # Guarantees
+//
+// A login sees and writes only its own entries; PostgreSQL enforces that by
+// row-level security. The server's clock alone decides when an entry expires, and
+// from that moment no operation sees it. Reads change nothing. Whatever is stored
+// comes back byte for byte. Each operation is one statement and, prepared, one
+// round trip; concurrent calls are merged into fewer statements, without waiting.
+//
+// The table is UNLOGGED: a clean restart of PostgreSQL keeps the entries, a crash
+// or a failover to a standby loses all of them at once, as a cache may.
+//
+// # Errors
+//
+// Errors match the sentinels of this package by [errors.Is] and wrap the driver's
+// own. A miss is never an error. When the caller's ctx has ended, the error matches
+// ctx.Err().
 package fastpgcache

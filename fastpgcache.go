@@ -176,7 +176,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.increment = one(incrementSQL, 3)
 	c.stmt.take = one(takeSQL, 1)
 	c.stmt.keys = sql(keysSQL, 3)
-	c.stmt.clear = sql(clearSQL, 1)
+	c.stmt.clear = sql(clearSQL, 2)
 	c.stmt.clearLeases = sql(clearLeasesSQL, 0)
 	c.stmt.acquire = sql(acquireSQL, 3)
 	c.stmt.renew = sql(renewSQL, 3)

@@ -93,10 +93,11 @@ WITH lease AS MATERIALIZED (
 DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM lease)`
 
 // Concurrent statements lock entries in the order of the primary key, or they could
-// deadlock.
+// deadlock. Without an end, the planner sorts all that is left for each page while a
+// table is not analysed yet.
 const clearSQL = `
 WITH page AS MATERIALIZED (
-  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key > $1
+  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key > $1 AND key < $2
   ORDER BY user_id, key LIMIT 1000 FOR UPDATE),
 removed AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM page))
@@ -106,6 +107,6 @@ SELECT (SELECT count(*) FROM removed WHERE live), (SELECT max(key) FROM page)`
 // clear removes the first entries whose key comes after the key after, and returns
 // how many were live, and the last of their keys; nil when there were none.
 func (c *Cache) clear(ctx context.Context, after string) (removed int, last *string, err error) {
-	_, err = c.row(ctx, c.stmt.clear, c.args(after), &removed, &last)
+	_, err = c.row(ctx, c.stmt.clear, c.args(after, beyondKeys), &removed, &last)
 	return removed, last, err
 }

@@ -50,16 +50,19 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 		err = errors.New("load is nil")
 	}
 	if err == nil {
-		if c.tx != nil {
-			err = c.getOrSetInTx(ctx, key, dest, micros, load)
-		} else {
-			err = c.getOrSet(ctx, key, dest, micros, load)
-		}
+		err = c.getOrSet(ctx, request{key, micros, load}, dest)
 	}
 	if failed := (*loadError)(nil); errors.As(err, &failed) {
 		return fmt.Errorf("fastpgcache: get or set: %w", err)
 	}
 	return c.fail(ctx, "get or set", err)
+}
+
+// request is what a caller of GetOrSet wants.
+type request struct {
+	key    string
+	micros int64
+	load   func(context.Context) (any, error)
 }
 
 // loadError is an error of a loader, whose SQLSTATE is not about the cache.
@@ -68,35 +71,10 @@ type loadError struct{ err error }
 func (e *loadError) Error() string { return "load: " + e.err.Error() }
 func (e *loadError) Unwrap() error { return e.err }
 
-func (c *Cache) getOrSetInTx(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) error {
-	v, found, err := c.get(ctx, key)
-	if err != nil {
-		return err
-	}
-	hit := found && decodes(v, dest)
-	c.stats.lookup(hit)
-	if hit {
-		return nil
-	}
-	c.stats.loads.Add(1)
-	value, err := load(ctx)
-	if err != nil {
-		return &loadError{err}
-	}
-	if v, err = encode(value); err != nil {
-		return err
-	}
-	if err := c.set(ctx, entry{key, v, micros}); err != nil {
-		return err
-	}
-	c.stats.sets.Add(1)
-	return v.decode(dest)
-}
-
-func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) error {
+func (c *Cache) getOrSet(ctx context.Context, r request, dest any) error {
 	var own *flight // that this caller led and another's write overtook
 	for {
-		v, found, err := c.get(ctx, key)
+		v, found, err := c.get(ctx, r.key)
 		hit := found && decodes(v, dest)
 		if err == nil {
 			c.stats.lookup(hit)
@@ -106,12 +84,14 @@ func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, ErrClosed):
+		case errors.Is(err, ErrClosed), err != nil && c.tx != nil:
 			return err
+		case c.tx != nil:
+			return c.loadInTx(ctx, r, dest)
 		case own != nil:
 			return own.value.decode(dest)
 		}
-		f, first := c.join(ctx, key, dest, micros, load)
+		f, first := c.join(ctx, r, dest)
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -134,6 +114,31 @@ func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64
 	}
 }
 
+func (c *Cache) loadInTx(ctx context.Context, r request, dest any) error {
+	v, err := c.call(ctx, r)
+	if err == nil {
+		err = c.set(ctx, entry{r.key, v, r.micros})
+	}
+	if err != nil {
+		return err
+	}
+	c.stats.sets.Add(1)
+	return v.decode(dest)
+}
+
+// call runs the loader.
+func (c *Cache) call(ctx context.Context, r request) (stored, error) {
+	c.stats.loads.Add(1)
+	value, err := r.load(ctx)
+	if err != nil {
+		if c.closed.Load() && !errors.Is(err, ErrClosed) {
+			err = fmt.Errorf("%w: %w", ErrClosed, err)
+		}
+		return stored{}, &loadError{err}
+	}
+	return encode(value)
+}
+
 // decodes reports whether it filled dest; if not, dest is left empty.
 func decodes(v stored, dest any) bool {
 	if v.decode(dest) == nil {
@@ -152,15 +157,15 @@ type flights struct {
 // flight is one search for the value of a key, and the loading of it if need be, on
 // a goroutine of its own, for all who ask in this process.
 type flight struct {
-	key    string
-	dest   reflect.Type // what an entry must decode into; nil: it need not
-	micros int64
-	load   func(context.Context) (any, error)
-
+	request
+	dest    reflect.Type // what an entry must decode into; nil: it need not
 	cancel  context.CancelFunc
-	callers int    // that wait
-	holder  string // of the lease
-	leased  bool   // there may be a lease to give back
+	callers int // that wait
+
+	holder  string         // of the lease
+	leased  bool           // there may be a lease to give back
+	held    bool           // there is one, and f is to load
+	version sql.NullString // of the entry that is to be replaced
 
 	done      chan struct{} // closed when what follows is final
 	value     stored
@@ -170,15 +175,15 @@ type flight struct {
 	panicked  any // what load panicked with, besides err
 }
 
-// join returns the flight for key, and whether the caller is the first in it.
-func (c *Cache) join(ctx context.Context, key string, dest any, micros int64, load func(context.Context) (any, error)) (f *flight, first bool) {
+// join returns the flight for r.key, and whether the caller is the first in it.
+func (c *Cache) join(ctx context.Context, r request, dest any) (f *flight, first bool) {
 	c.flights.mu.Lock()
-	if f := c.flights.byKey[key]; f != nil {
+	if f := c.flights.byKey[r.key]; f != nil {
 		f.callers++
 		c.flights.mu.Unlock()
 		return f, false
 	}
-	f = &flight{key: key, micros: micros, load: load, callers: 1, holder: rand.Text(), done: make(chan struct{})}
+	f = &flight{request: r, callers: 1, holder: rand.Text(), done: make(chan struct{})}
 	if dest != nil {
 		f.dest = reflect.TypeOf(dest).Elem()
 	}
@@ -186,7 +191,7 @@ func (c *Cache) join(ctx context.Context, key string, dest any, micros int64, lo
 	if c.flights.byKey == nil {
 		c.flights.byKey = make(map[string]*flight)
 	}
-	c.flights.byKey[key] = f
+	c.flights.byKey[r.key] = f
 	c.flights.mu.Unlock()
 	c.background(func() { c.fly(ctx, f) })
 	return f, true
@@ -217,37 +222,29 @@ func (c *Cache) land(f *flight) {
 	close(f.done)
 }
 
-// fly is the whole of a flight. What is deferred is done, too, if load panics or
-// ends the goroutine.
+// fly is the whole of a flight.
 func (c *Cache) fly(ctx context.Context, f *flight) {
 	defer context.AfterFunc(c.ctx, f.cancel)()
 	defer f.cancel()
 	defer c.release(ctx, f)
 	defer c.land(f)
-
-	version, held := c.await(ctx, f)
-	if f.entry || f.err != nil {
-		return
+	returned := false
+	defer func() {
+		if !returned { // but load, or a method of its value, panicked or ended the goroutine
+			f.panicked = recover()
+			f.err = &loadError{fmt.Errorf("panic: %v", f.panicked)}
+		}
+	}()
+	if c.await(ctx, f); f.err == nil && !f.entry {
+		c.load(ctx, f)
 	}
-	if held {
-		renewing, stop := context.WithCancel(ctx)
-		defer stop()
-		c.background(func() { c.renew(renewing, f) })
-	}
-	if !c.call(ctx, f) || !held {
-		return
-	}
-	stored, err := c.store(ctx, f, version)
-	if err != nil && !errors.Is(err, ErrClosed) {
-		c.report("get or set", err)
-	}
-	f.overtaken = err == nil && !stored
+	returned = true
 }
 
 // await returns when f is to load: with the lease, and the version of the entry that
 // is to be replaced, or without the lease if the database fails. If there is an
 // entry by then, or nobody waits any more, f says so.
-func (c *Cache) await(ctx context.Context, f *flight) (version sql.NullString, held bool) {
+func (c *Cache) await(ctx context.Context, f *flight) {
 	for attempt := 1; ; attempt++ {
 		held, err := c.acquire(ctx, f)
 		f.leased = held || err != nil
@@ -256,50 +253,46 @@ func (c *Cache) await(ctx context.Context, f *flight) (version sql.NullString, h
 		if err == nil {
 			// After the lease, and not with it: who had it before may just have
 			// stored the entry.
-			value, live, version, err = c.look(ctx, f.key)
+			value, live, f.version, err = c.look(ctx, f.key)
 		}
 		switch {
 		case c.closed.Load():
 			f.err = ErrClosed
-			return version, false
+			return
 		case ctx.Err() != nil:
 			f.err = ctx.Err()
-			return version, false
+			return
 		case err != nil:
 			c.report("get or set", err)
-			return version, false
+			return
 		case live && (f.dest == nil || decodes(value, reflect.New(f.dest).Interface())):
 			f.value, f.entry = value, true
-			return version, held
+			return
 		case held:
-			return version, true
+			f.held = true
+			return
 		}
 		const slowest = 7 // 64 to 128 ms
 		sleep(ctx, backoff(min(attempt, slowest)))
 	}
 }
 
-// call runs load, and reports whether f has its value now, rather than an error.
-func (c *Cache) call(ctx context.Context, f *flight) bool {
-	returned := false
-	defer func() {
-		if !returned { // but panicked, or ended the goroutine
-			f.panicked = recover()
-			f.err = &loadError{fmt.Errorf("panic: %v", f.panicked)}
-		}
-	}()
-	c.stats.loads.Add(1)
-	value, err := f.load(ctx)
-	returned = true
-	switch {
-	case err == nil:
-		f.value, f.err = encode(value)
-	case c.closed.Load():
-		f.err = &loadError{fmt.Errorf("%w: %w", ErrClosed, err)}
-	default:
-		f.err = &loadError{err}
+// load gives f the value that its loader returns, and stores it.
+func (c *Cache) load(ctx context.Context, f *flight) {
+	if f.held {
+		renewing, stop := context.WithCancel(ctx)
+		defer stop()
+		c.background(func() { c.renew(renewing, f) })
 	}
-	return f.err == nil
+	f.value, f.err = c.call(ctx, f.request)
+	if f.err != nil || !f.held {
+		return
+	}
+	stored, err := c.store(ctx, f)
+	if err != nil && !errors.Is(err, ErrClosed) {
+		c.report("get or set", err)
+	}
+	f.overtaken = err == nil && !stored
 }
 
 const acquireSQL = `
@@ -369,13 +362,13 @@ WHERE c.xmin::text = $6`
 // store ends the lease, and reports whether it stored what was loaded: not if the
 // lease was lost, to a Delete or another process, or the entry is not at version any
 // more.
-func (c *Cache) store(ctx context.Context, f *flight, version sql.NullString) (bool, error) {
+func (c *Cache) store(ctx context.Context, f *flight) (bool, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
 	defer cancel()
 	c.enter(f.key)
 	defer c.enter(f.key)
 	value, valueBytes := f.value.arguments()
-	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, version)...)
+	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, f.version)...)
 	if err != nil {
 		return false, err
 	}

@@ -414,6 +414,11 @@ func TestGetOrSetLosesToADeleteAtTheLastMoment(t *testing.T) {
 	loading, deleting := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
 	for name, remove := range map[string]func(string) error{
 		"Delete": func(key string) error { _, err := deleting.Delete(ctx, key); return err },
+		"DeleteMany": func(key string) error {
+			_, err := deleting.DeleteMany(ctx, []string{key, "other"})
+			return err
+		},
+		"Clear": func(string) error { _, err := deleting.Clear(ctx); return err },
 		"cache_delete": func(key string) error {
 			_, err := deleting.DB().ExecContext(ctx, `SELECT cache_delete(current_user, $1)`, key)
 			return err
@@ -425,7 +430,7 @@ func TestGetOrSetLosesToADeleteAtTheLastMoment(t *testing.T) {
 
 func testDeleteAtTheLastMoment(t *testing.T, loading, deleting *Cache, remove func(key string) error) {
 	ctx := t.Context()
-	const rounds = 1000
+	const rounds = 800
 	var source, stale atomic.Int64 // what the loader reads
 	for i := range rounds {
 		key := fmt.Sprint(t.Name(), i)
@@ -603,6 +608,40 @@ func TestGetOrSetPanicsOnInTheFirstCallerOnly(t *testing.T) {
 			wantAnswer(t, ask(ctx, c, name, returns("loaded")), "loaded")
 		})
 	}
+}
+
+// panicky is a value whose methods panic.
+type panicky struct{}
+
+func (panicky) MarshalJSON() ([]byte, error) { panic("boom") }
+func (*panicky) UnmarshalJSON([]byte) error  { panic("boom") }
+
+func TestGetOrSetPanicsOnWhatValuesPanicWith(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	other := openCache(t, dsn, Config{})
+	wantPanic := func(call func() error) {
+		t.Helper()
+		defer func() {
+			if p := recover(); p != "boom" {
+				t.Errorf("got panic %v", p)
+			}
+		}()
+		t.Errorf("got no panic, but %v", call())
+	}
+	wantPanic(func() error { return c.GetOrSet(ctx, "k", nil, 0, returns(panicky{})) })
+	// In the flight, not in the caller: the entry comes while it waits.
+	g := newGate()
+	answer := ask(ctx, other, "k", g.load)
+	<-g.runs
+	go func() {
+		eventually(t, "a caller waits", func() bool { return waiting(c, "k") == 1 })
+		g.value <- "5"
+	}()
+	wantPanic(func() error { return c.GetOrSet(ctx, "k", new(panicky), 0, returns("")) })
+	wantAnswer(t, answer, "5")
+	wantAnswer(t, ask(ctx, c, "k", returns("")), "5")
 }
 
 func TestGetOrSetLoaderLivesAsLongAsAnyCallerWaits(t *testing.T) {

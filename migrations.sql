@@ -17,27 +17,47 @@
 --   fastpgcache.service   the role that may act for any user; defaults to none
 --   fastpgcache.force     on: drop the cache with every entry, and create anew
 --
--- Errors of its own: FPG01 something else bears one of the names; FPG02 another
--- role owns one of the objects; FPG03 this server or database will not do.
+-- Errors of its own: FPG01 something else bears one of the names; FPG02 an object
+-- belongs to a role that is not to be trusted with it; FPG03 this server or
+-- database will not do.
 DO $setup$
 DECLARE
-  target    text := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), current_schema());
-  path      text := current_setting('search_path');
-  grantee   text := coalesce(nullif(current_setting('fastpgcache.grantee', true), ''), 'public');
-  service   text := nullif(current_setting('fastpgcache.service', true), '');
-  force     boolean := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
-  tables    constant text[] := ARRAY['cache', 'cache_epoch', 'cache_lease'];
-  functions constant text[] := ARRAY['cache_set(text,text,text,integer)', 'cache_get(text,text)',
-    'cache_delete(text,text)', 'cache_exists(text,text)', 'cache_ttl(text,text)', 'cache_cleanup()',
-    'cache_cleanup_blocks(bigint,integer,interval)', 'cache_stamp()'];
-  columns   text[];  -- of the table cache as it was found; NULL when there is none
-  owner     regrole;
+  path      constant text := pg_catalog.current_setting('search_path');
+  timeout   constant text := pg_catalog.current_setting('lock_timeout');
+  target    text := pg_catalog.current_schema();
+  grantee   text;
+  service   text;
+  force     boolean;
+  tables    constant text[] := ARRAY['cache_lease', 'cache', 'cache_epoch'];  -- locked in this order, as a Delete does
+  functions constant text[] := ARRAY[
+    'cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer) boolean',
+    'cache_get(p_user_id text, p_key text) text',
+    'cache_delete(p_user_id text, p_key text) boolean',
+    'cache_exists(p_user_id text, p_key text) boolean',
+    'cache_ttl(p_user_id text, p_key text) integer',
+    'cache_cleanup() integer',
+    'cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval, OUT removed integer, OUT next_block bigint) record',
+    'cache_stamp() trigger'];
+  cache     regclass;
+  version   integer := 0;  -- of the table as it was found; 0 for the Python library's
+  owner     oid;
+  users     text;
   name      text;
   role_name text;
   item      record;
 BEGIN
+  -- Whoever may create in a schema of the search path could put functions and
+  -- operators there that fit a call better than PostgreSQL's own: nothing here, and
+  -- nothing in the functions below, is looked up but in pg_catalog.
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
   -- Concurrent set-ups go one after the other.
   PERFORM pg_advisory_xact_lock(7306010338411931507);
+
+  target  := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
+  grantee := coalesce(nullif(current_setting('fastpgcache.grantee', true), ''), 'public');
+  service := nullif(current_setting('fastpgcache.service', true), '');
+  force   := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
 
   IF current_setting('server_version_num')::integer < 140000 THEN
     RAISE EXCEPTION 'fastpgcache needs PostgreSQL 14 or newer' USING ERRCODE = 'FPG03';
@@ -58,307 +78,323 @@ BEGIN
   IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = target) THEN
     EXECUTE format('CREATE SCHEMA %I', target);
   END IF;
-
-  -- From here on a name means the one in the target schema, also where the
-  -- session has a temporary table of that name.
-  PERFORM set_config('search_path', format('%I, pg_temp', target), true);
-  IF current_setting('lock_timeout') = '0' THEN
+  IF timeout = '0' THEN
     PERFORM set_config('lock_timeout', '10s', true);
   END IF;
 
-  -- What bears our names must be ours, and its owner's rights ours to use:
-  -- whoever owns the table is not confined by its policies.
-  FOREACH name IN ARRAY tables LOOP
-    SELECT c.oid, c.relkind, c.relowner::regrole AS owner, obj_description(c.oid, 'pg_class') AS comment,
-           ARRAY(SELECT a.attname::text FROM pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1) AS columns,
-           EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
-                   AND ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(num, ord)
-                             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.num ORDER BY k.ord)
-                       = ARRAY['user_id', 'key']) AS keyed
-      INTO item FROM pg_class c WHERE c.relname = name AND c.relnamespace = quote_ident(target)::regnamespace;
-    CONTINUE WHEN NOT FOUND;
-    IF item.relkind <> 'r' OR NOT coalesce(item.comment LIKE 'fastpgcache %', false)
-       AND NOT (name = 'cache' AND item.keyed AND item.columns
-                = ARRAY['accessed_at', 'created_at', 'expires_at', 'key', 'user_id', 'value']) THEN
-      RAISE EXCEPTION '"%"."%" exists and is no table of fastpgcache', target, name USING ERRCODE = 'FPG01';
+  -- What bears our names must be ours, and its owner to be trusted with it: the
+  -- owner is not confined. That is a role whose rights the installer has. A
+  -- superuser has everyone's, and trusts only itself and those who have the rights
+  -- of the schema's owner, since any role may have put a table in public.
+  FOR item IN
+    SELECT format('table %I.%I', target, c.relname) AS object, c.relowner AS owner,
+           c.relkind = 'r' AND (obj_description(c.oid, 'pg_class') LIKE 'fastpgcache %'
+             OR (c.relname, ARRAY(
+                 SELECT concat(a.attname, ' ', t.typname) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname))
+               IN (('cache', '{created_at timestamptz,created_xid int8,expires_at timestamptz,key text,user_id text,value text,value_bytes bytea}'),
+                   ('cache', '{accessed_at timestamptz,created_at timestamptz,expires_at timestamptz,key text,user_id text,value text}'),
+                   ('cache_epoch', '{cleaned_at timestamptz,cleanup_block int8,id uuid,only_row bool}'),
+                   ('cache_lease', '{expires_at timestamptz,holder text,key text,user_id text}'))) AS ours
+    FROM pg_class c WHERE c.relnamespace = quote_ident(target)::regnamespace AND c.relname = ANY (tables)
+    UNION ALL
+    SELECT 'function ' || p.oid::regprocedure, p.proowner,
+           format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions)
+    FROM unnest(functions) f
+    JOIN pg_proc p ON p.oid = to_regprocedure(format('%I.%s', target, regexp_replace(f, 'p_[a-z_]+ |, OUT [^)]*|[^)]*$', '', 'g')))
+  LOOP
+    IF NOT coalesce(item.ours, false) THEN
+      RAISE EXCEPTION '% exists and is not fastpgcache''s', item.object USING ERRCODE = 'FPG01';
     END IF;
-    IF NOT pg_has_role(item.owner, 'MEMBER') THEN
-      RAISE EXCEPTION '"%"."%" belongs to role %, of which % is no member', target, name, item.owner, current_user
-        USING ERRCODE = 'FPG02';
-    END IF;
-    IF name = 'cache' AND substring(item.comment FROM 'schema (\d+)')::integer > 1 THEN
-      RAISE EXCEPTION '"%"."%" was set up by a newer version of fastpgcache', target, name USING ERRCODE = 'FPG03';
-    END IF;
-    IF force THEN
-      EXECUTE format('DROP TABLE %I', name);
-    ELSIF name = 'cache' THEN
-      columns := item.columns;
-    END IF;
-  END LOOP;
-  FOREACH name IN ARRAY functions LOOP
-    SELECT p.proowner::regrole AS owner INTO item FROM pg_proc p WHERE p.oid = to_regprocedure(name);
-    IF FOUND AND NOT pg_has_role(item.owner, 'MEMBER') THEN
-      RAISE EXCEPTION 'function "%".% belongs to role %, of which % is no member', target, name, item.owner, current_user
-        USING ERRCODE = 'FPG02';
+    IF NOT (SELECT pg_has_role(item.owner, 'MEMBER')
+                   AND (NOT r.rolsuper OR r.oid = item.owner OR pg_has_role(item.owner, n.nspowner, 'MEMBER'))
+            FROM pg_roles r, pg_namespace n WHERE r.rolname = current_user AND n.nspname = target) THEN
+      RAISE EXCEPTION '% belongs to role %', item.object, item.owner::regrole USING ERRCODE = 'FPG02',
+        HINT = 'Set up as that role if it is the cache''s administrator; otherwise drop the object or change its owner.';
     END IF;
   END LOOP;
+
+  cache := to_regclass(format('%I.cache', target));
+  version := coalesce(substring(obj_description(cache, 'pg_class') FROM '^fastpgcache schema ([0-9]+)')::integer, 0);
+  IF version > 1 THEN
+    RAISE EXCEPTION 'table % was set up by a newer version of fastpgcache', cache USING ERRCODE = 'FPG03';
+  END IF;
+  IF force THEN
+    FOREACH name IN ARRAY tables LOOP
+      EXECUTE format('DROP TABLE IF EXISTS %I.%I', target, name);
+    END LOOP;
+    cache := NULL;
+    version := 0;
+  END IF;
 
   -- The entries. No index holds a column that a Set on an existing key changes,
   -- and pages keep room, so that refreshing a value or its TTL is a HOT update.
-  IF columns IS NULL THEN
-    CREATE UNLOGGED TABLE cache (
-      user_id     text COLLATE "C" NOT NULL DEFAULT current_user,
-      key         text COLLATE "C" NOT NULL,
-      value       text,
-      value_bytes bytea,
-      expires_at  timestamptz,
-      created_at  timestamptz NOT NULL DEFAULT now(),
-      created_xid bigint NOT NULL DEFAULT txid_current(),
-      PRIMARY KEY (user_id, key),
-      CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL))
-    );
-  ELSIF 'accessed_at' = ANY (columns) THEN  -- the Python library's
-    UPDATE cache SET created_at = now() WHERE created_at IS NULL;
-    ALTER TABLE cache
-      ALTER user_id TYPE text COLLATE "C", ALTER user_id SET DEFAULT current_user,
-      ALTER key TYPE text COLLATE "C",
-      ALTER value DROP NOT NULL,
-      ALTER created_at SET DEFAULT now(), ALTER created_at SET NOT NULL,
-      ADD value_bytes bytea,
-      ADD created_xid bigint NOT NULL DEFAULT txid_current(),
-      ADD CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL)),
-      DROP accessed_at;
-    DROP INDEX IF EXISTS idx_cache_expires_at, idx_cache_user_id;
+  IF cache IS NULL THEN
+    EXECUTE format($$
+      CREATE UNLOGGED TABLE %I.cache (
+        user_id     text COLLATE "C" NOT NULL DEFAULT current_user,
+        key         text COLLATE "C" NOT NULL,
+        value       text,
+        value_bytes bytea,
+        expires_at  timestamptz,
+        created_at  timestamptz NOT NULL DEFAULT now(),
+        created_xid bigint NOT NULL DEFAULT txid_current(),
+        PRIMARY KEY (user_id, key),
+        CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL))
+      ) $$, target);
+    cache := format('%I.cache', target);
+  ELSIF EXISTS (SELECT FROM pg_attribute WHERE attrelid = cache AND attname = 'accessed_at' AND NOT attisdropped) THEN
+    -- The Python library's. What others attached to it would run with our rights.
+    EXECUTE format('LOCK TABLE %s', cache);
+    IF EXISTS (SELECT FROM pg_class WHERE oid = cache
+               AND (relhastriggers OR relhasrules OR relchecks > 0 OR relrowsecurity OR relispartition OR relhassubclass))
+       OR NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = cache AND i.indisprimary
+                      AND pg_get_indexdef(i.indexrelid) LIKE '%(user_id, key)') THEN
+      RAISE EXCEPTION 'table % is not as the Python library makes it', cache USING ERRCODE = 'FPG01';
+    END IF;
+    FOR item IN SELECT i.indexrelid::regclass AS index FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+                WHERE i.indrelid = cache AND c.relname IN ('idx_cache_expires_at', 'idx_cache_user_id') LOOP
+      EXECUTE format('DROP INDEX %s', item.index);
+    END LOOP;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE created_at IS NULL) AS missing', cache) INTO item;
+    IF item.missing THEN
+      EXECUTE format('ALTER TABLE %s ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING coalesce(created_at, now())', cache);
+    END IF;
+    EXECUTE format($$
+      ALTER TABLE %s
+        ALTER user_id TYPE text COLLATE "C", ALTER user_id SET DEFAULT current_user,
+        ALTER key TYPE text COLLATE "C",
+        ALTER value TYPE text, ALTER value DROP NOT NULL,  -- TYPE drops the statistics
+        ALTER created_at SET DEFAULT now(), ALTER created_at SET NOT NULL,
+        ADD value_bytes bytea,
+        ADD created_xid bigint NOT NULL DEFAULT txid_current(),
+        ADD CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL)),
+        DROP accessed_at $$, cache);
   END IF;
-  IF to_regclass('cache_user_id_created_xid_idx') IS NULL THEN
-    CREATE INDEX cache_user_id_created_xid_idx ON cache (user_id, created_xid);
+  IF NOT EXISTS (SELECT FROM pg_index WHERE indrelid = cache AND indisvalid AND pg_get_indexdef(indexrelid) LIKE '%(user_id, created_xid)') THEN
+    EXECUTE format('CREATE INDEX ON %s (user_id, created_xid)', cache);
   END IF;
 
   -- The epoch is lost with the entries, and nobody can choose its id.
-  IF to_regclass('cache_epoch') IS NULL THEN
-    CREATE UNLOGGED TABLE cache_epoch (
-      only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-      id         uuid NOT NULL DEFAULT gen_random_uuid(),
-      cleaned_at timestamptz  -- when a shared cleanup last reached the table's end
-    );
-    COMMENT ON TABLE cache_epoch IS 'fastpgcache epoch';
-    INSERT INTO cache_epoch DEFAULT VALUES;
+  IF to_regclass(format('%I.cache_epoch', target)) IS NULL THEN
+    EXECUTE format($$
+      CREATE UNLOGGED TABLE %1$I.cache_epoch (
+        only_row      boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+        id            uuid NOT NULL DEFAULT gen_random_uuid(),
+        cleanup_block bigint NOT NULL DEFAULT 0,  -- where the shared cleanup goes on
+        cleaned_at    timestamptz                 -- and when it last reached the table's end
+      );
+      COMMENT ON TABLE %1$I.cache_epoch IS 'fastpgcache epoch';
+      INSERT INTO %1$I.cache_epoch DEFAULT VALUES $$, target);
   END IF;
 
   -- Who loads a missing key at the moment.
-  IF to_regclass('cache_lease') IS NULL THEN
-    CREATE UNLOGGED TABLE cache_lease (
-      user_id    text COLLATE "C" NOT NULL DEFAULT current_user,
-      key        text COLLATE "C" NOT NULL,
-      holder     text NOT NULL,
-      expires_at timestamptz NOT NULL,
-      PRIMARY KEY (user_id, key)
-    );
-    COMMENT ON TABLE cache_lease IS 'fastpgcache lease';
+  IF to_regclass(format('%I.cache_lease', target)) IS NULL THEN
+    EXECUTE format($$
+      CREATE UNLOGGED TABLE %1$I.cache_lease (
+        user_id    text COLLATE "C" NOT NULL DEFAULT current_user,
+        key        text COLLATE "C" NOT NULL,
+        holder     text NOT NULL,
+        expires_at timestamptz NOT NULL,
+        PRIMARY KEY (user_id, key)
+      );
+      COMMENT ON TABLE %1$I.cache_lease IS 'fastpgcache lease' $$, target);
   END IF;
 
   -- Statistics of keys and values would tell others' key ranges through EXPLAIN,
   -- and no plan needs them.
-  FOREACH name IN ARRAY ARRAY['key', 'value', 'value_bytes'] LOOP
-    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'cache'::regclass AND attname = name
-               AND coalesce(attstattarget, -1) <> 0) THEN
-      EXECUTE format('ALTER TABLE cache ALTER %I SET STATISTICS 0', name);
-    END IF;
-    IF name <> 'key' AND EXISTS (SELECT FROM pg_settings WHERE pg_settings.name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))
-       AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'cache'::regclass AND attname = name AND attcompression <> 'l') THEN
-      EXECUTE format('ALTER TABLE cache ALTER %I SET COMPRESSION lz4', name);
-    END IF;
+  FOR item IN SELECT attname FROM pg_attribute WHERE attrelid = cache AND attname IN ('key', 'value', 'value_bytes')
+              AND coalesce(attstattarget, -1) <> 0 LOOP
+    EXECUTE format('ALTER TABLE %s ALTER %I SET STATISTICS 0', cache, item.attname);
   END LOOP;
-  IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'cache'::regclass AND attname = 'created_xid' AND attoptions IS NULL) THEN
-    ALTER TABLE cache ALTER created_xid SET (n_distinct = -1);
-  END IF;
-  IF NOT coalesce((SELECT reloptions @> ARRAY['fillfactor=70', 'autovacuum_vacuum_scale_factor=0.05']
-                   FROM pg_class WHERE oid = 'cache'::regclass), false) THEN
-    ALTER TABLE cache SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
-      autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0);
-  END IF;
-
-  -- created_xid always is the transaction that made the row's key visible.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_stamp() RETURNS trigger LANGUAGE plpgsql SET search_path = %I, pg_temp AS $$
-    BEGIN
-      NEW.created_xid := txid_current();
-      RETURN NEW;
-    END $$ $function$, target);
-  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'cache'::regclass AND tgname = 'cache_stamp_insert') THEN
-    CREATE TRIGGER cache_stamp_insert BEFORE INSERT ON cache FOR EACH ROW
-      WHEN (NEW.created_xid IS DISTINCT FROM txid_current()) EXECUTE FUNCTION cache_stamp();
-    ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_stamp_insert;
-  END IF;
-  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'cache'::regclass AND tgname = 'cache_stamp_update') THEN
-    CREATE TRIGGER cache_stamp_update BEFORE UPDATE OF user_id, key, created_xid ON cache FOR EACH ROW
-      EXECUTE FUNCTION cache_stamp();
-    ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_stamp_update;
+  IF version < 1 THEN
+    EXECUTE format('ALTER TABLE %s ALTER created_xid SET (n_distinct = -1)', cache);
+    IF EXISTS (SELECT FROM pg_settings s WHERE s.name = 'default_toast_compression' AND 'lz4' = ANY (s.enumvals)) THEN
+      EXECUTE format('ALTER TABLE %s ALTER value SET COMPRESSION lz4, ALTER value_bytes SET COMPRESSION lz4', cache);
+    END IF;
+    EXECUTE format($$
+      ALTER TABLE %s SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
+        autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0) $$, cache);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', cache, 'fastpgcache schema 1');
   END IF;
 
-  -- The functions have the Python library's names, parameters and results.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL)
-    RETURNS boolean LANGUAGE sql SET search_path = %I, pg_temp AS $$
-      INSERT INTO cache (user_id, key, value, value_bytes, expires_at)
+  -- The functions. Six have the Python library's names, parameters and results.
+  FOR item IN SELECT * FROM (VALUES
+    ($$cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL) RETURNS boolean LANGUAGE sql$$, $$
+      INSERT INTO %1$I.cache (user_id, key, value, value_bytes, expires_at)
       VALUES (p_user_id, p_key, p_value, NULL, statement_timestamp() + make_interval(secs => p_ttl_seconds))
       ON CONFLICT (user_id, key) DO UPDATE
       SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at;
       SELECT true;
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_get(p_user_id text, p_key text)
-    RETURNS text LANGUAGE sql SET search_path = %I, pg_temp AS $$
-      SELECT value FROM cache
+    $$),
+    ($$cache_get(p_user_id text, p_key text) RETURNS text LANGUAGE sql$$, $$
+      SELECT value FROM %1$I.cache
       WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp());
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_delete(p_user_id text, p_key text)
-    RETURNS boolean LANGUAGE sql SET search_path = %I, pg_temp AS $$
+    $$),
+    ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
       -- First and apart: the next statement sees what a load has stored by then.
-      DELETE FROM cache_lease WHERE user_id = p_user_id AND key = p_key;
+      DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key;
       WITH deleted AS (
-        DELETE FROM cache
+        DELETE FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())
         RETURNING true)
       SELECT EXISTS (SELECT FROM deleted);
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_exists(p_user_id text, p_key text)
-    RETURNS boolean LANGUAGE sql SET search_path = %I, pg_temp AS $$
-      SELECT EXISTS (SELECT FROM cache
+    $$),
+    ($$cache_exists(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
+      SELECT EXISTS (SELECT FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp()));
-    $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_ttl(p_user_id text, p_key text)
-    RETURNS integer LANGUAGE sql SET search_path = %I, pg_temp AS $$
+    $$),
+    ($$cache_ttl(p_user_id text, p_key text) RETURNS integer LANGUAGE sql$$, $$
       SELECT coalesce((
         SELECT CASE WHEN isfinite(expires_at)
           THEN least(ceil(extract(epoch FROM expires_at - statement_timestamp())), 2147483647)::integer ELSE -1 END
-        FROM cache
+        FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())), -2);
-    $$ $function$, target);
-
-  -- Removes the expired entries, of every user, in p_blocks pages of the table
-  -- from page p_first on; the next page to do, or NULL at the end. With p_every
-  -- it takes part in a shared cleanup: removed is NULL when another process is
-  -- at it, or was through less than p_every ago.
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval DEFAULT NULL,
-      OUT removed integer, OUT next_block bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+    $$),
+    -- Removes the expired entries, of every user, in p_blocks pages of the table
+    -- from page p_first on; the next page to do, or NULL at the end. With p_every
+    -- it does the next bite of a cleanup that all processes share, which knows
+    -- itself where it is: removed is NULL when another process is at it, or it
+    -- reached the end less than p_every ago.
+    ($$cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval DEFAULT NULL,
+      OUT removed integer, OUT next_block bigint) LANGUAGE plpgsql SECURITY DEFINER$$, $$
     DECLARE
-      ends bigint := pg_relation_size('cache') / current_setting('block_size')::bigint;
+      ends bigint := pg_relation_size(%2$L) / current_setting('block_size')::bigint;
     BEGIN
-      IF p_every IS NOT NULL AND (
-        NOT pg_try_advisory_xact_lock('cache'::regclass::oid::bigint << 32 | 7306010)
-        OR p_first = 0 AND EXISTS (SELECT FROM cache_epoch WHERE cleaned_at > statement_timestamp() - p_every)) THEN
-        RETURN;
+      IF p_every IS NOT NULL THEN
+        IF NOT EXISTS (SELECT FROM %1$I.cache_epoch) THEN  -- ON CONFLICT alone would wait for who is at it
+          INSERT INTO %1$I.cache_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+        END IF;
+        SELECT cleanup_block INTO p_first FROM %1$I.cache_epoch
+        WHERE cleanup_block > 0 OR cleaned_at IS NULL OR cleaned_at <= statement_timestamp() - p_every
+        FOR UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+          RETURN;
+        END IF;
       END IF;
-      DELETE FROM cache
+      next_block := p_first + greatest(p_blocks, 1);
+      DELETE FROM %1$I.cache
       WHERE ctid = ANY (ARRAY(
-          SELECT ctid FROM cache
-          WHERE ctid >= concat('(', p_first, ',0)')::tid
-            AND ctid < concat('(', least(p_first + p_blocks, 4294967295), ',0)')::tid
+          SELECT ctid FROM %1$I.cache
+          WHERE ctid >= concat('(', p_first, ',0)')::tid AND ctid < concat('(', least(next_block, 4294967295), ',0)')::tid
             AND expires_at <= statement_timestamp()
           FOR UPDATE SKIP LOCKED))
         AND expires_at <= statement_timestamp();
       GET DIAGNOSTICS removed = ROW_COUNT;
-      IF p_first + p_blocks < ends THEN
-        next_block := p_first + p_blocks;
-        RETURN;
+      IF next_block >= ends THEN
+        next_block := NULL;
+        DELETE FROM %1$I.cache_lease
+        WHERE (user_id, key) IN (
+          SELECT user_id, key FROM %1$I.cache_lease WHERE expires_at <= statement_timestamp() FOR UPDATE SKIP LOCKED);
       END IF;
-      DELETE FROM cache_lease
-      WHERE (user_id, key) IN (
-        SELECT user_id, key FROM cache_lease WHERE expires_at <= statement_timestamp() FOR UPDATE SKIP LOCKED);
       IF p_every IS NOT NULL THEN
-        UPDATE cache_epoch SET cleaned_at = statement_timestamp();
+        UPDATE %1$I.cache_epoch SET cleanup_block = coalesce(next_block, 0),
+          cleaned_at = CASE WHEN next_block IS NULL THEN statement_timestamp() ELSE cleaned_at END;
       END IF;
-    END $$ $function$, target);
-  EXECUTE format($function$
-    CREATE OR REPLACE FUNCTION cache_cleanup()
-    RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+    END
+    $$),
+    ($$cache_cleanup() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER$$, $$
     DECLARE
       bite  record;
       total integer := 0;
       block bigint := 0;
     BEGIN
       WHILE block IS NOT NULL LOOP
-        SELECT * INTO bite FROM cache_cleanup_blocks(block, 1024);
+        SELECT * INTO bite FROM %1$I.cache_cleanup_blocks(block, 1024, NULL::interval);
         total := total + bite.removed;
         block := bite.next_block;
       END LOOP;
       RETURN total;
-    END $$ $function$, target);
+    END
+    $$),
+    ($$cache_stamp() RETURNS trigger LANGUAGE plpgsql$$, $$
+    BEGIN
+      NEW.created_xid := txid_current();
+      RETURN NEW;
+    END
+    $$)) f(head, body)
+  LOOP
+    EXECUTE format('CREATE OR REPLACE FUNCTION %I.%s SET search_path = pg_catalog, pg_temp AS %L',
+      target, item.head, format(item.body, target, cache));
+  END LOOP;
+
+  -- created_xid always is the transaction that made the row's key visible.
+  FOR item IN
+    SELECT w.name, w.event, t.tgname FROM (VALUES
+      ('cache_stamp_insert', 'INSERT ON %s FOR EACH ROW WHEN (NEW.created_xid IS DISTINCT FROM txid_current())'),
+      ('cache_stamp_update', 'UPDATE OF user_id, key, created_xid ON %s FOR EACH ROW')) w(name, event)
+    LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
+    WHERE t.tgenabled IS DISTINCT FROM 'A'
+  LOOP
+    IF item.tgname IS NULL THEN
+      EXECUTE format('CREATE TRIGGER %I BEFORE ' || item.event || ' EXECUTE FUNCTION %I.cache_stamp()', item.name, cache, target);
+    END IF;
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
+  END LOOP;
 
   -- Row-level security. IS TRUE makes the policy a mere filter: left bare, the
   -- planner takes it for an index condition and picks the wrong index.
-  FOREACH name IN ARRAY ARRAY['cache', 'cache_lease'] LOOP
-    IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = name::regclass) THEN
-      EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+  FOREACH name IN ARRAY ARRAY['cache_lease', 'cache'] LOOP
+    IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = format('%I.%I', target, name)::regclass) THEN
+      EXECUTE format('ALTER TABLE %I.%I ENABLE ROW LEVEL SECURITY', target, name);
     END IF;
     FOR item IN
       SELECT w.policy, w.role, w.rows, p.polname
       FROM (VALUES ('cache_own_rows', grantee, '((user_id = current_user) IS TRUE)'),
                    ('cache_any_rows', service, '(true)')) w(policy, role, rows)
-      LEFT JOIN pg_policy p ON p.polrelid = name::regclass AND p.polname = w.policy
+      LEFT JOIN pg_policy p ON p.polrelid = format('%I.%I', target, name)::regclass AND p.polname = w.policy
       WHERE p.polroles IS DISTINCT FROM ARRAY[CASE WHEN w.role = 'public' THEN 0::oid
                                                    ELSE (SELECT r.oid FROM pg_roles r WHERE r.rolname = w.role) END]
         AND (p.polname IS NOT NULL OR w.role IS NOT NULL)
     LOOP
       IF item.polname IS NOT NULL THEN
-        EXECUTE format('DROP POLICY %I ON %I', item.policy, name);
+        EXECUTE format('DROP POLICY %I ON %I.%I', item.policy, target, name);
       END IF;
       IF item.role IS NOT NULL THEN
-        EXECUTE format('CREATE POLICY %I ON %I TO %s USING %s WITH CHECK %s', item.policy, name,
+        EXECUTE format('CREATE POLICY %I ON %I.%I TO %s USING %s WITH CHECK %s', item.policy, target, name,
           CASE WHEN item.role = 'public' THEN 'PUBLIC' ELSE quote_ident(item.role) END, item.rows, item.rows);
       END IF;
     END LOOP;
   END LOOP;
 
   -- Grants: what the operations need and nothing else, whatever was granted before.
-  owner := (SELECT relowner::regrole FROM pg_class WHERE oid = 'cache'::regclass);
-  FOREACH name IN ARRAY tables LOOP
-    IF owner <> (SELECT relowner::regrole FROM pg_class WHERE oid = name::regclass) THEN
-      EXECUTE format('ALTER TABLE %I OWNER TO %s', name, owner);
-    END IF;
-    FOR item IN
-      SELECT DISTINCT g.grantee FROM (
-        SELECT relacl AS acl FROM pg_class WHERE oid = name::regclass
-        UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = name::regclass) t, aclexplode(t.acl) g
-      WHERE g.grantee <> owner
-    LOOP
-      EXECUTE format('REVOKE ALL ON %I FROM %s CASCADE', name,
-        CASE WHEN item.grantee = 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END);
-    END LOOP;
-  END LOOP;
-  FOREACH name IN ARRAY functions LOOP
-    IF owner <> (SELECT proowner::regrole FROM pg_proc WHERE oid = name::regprocedure) THEN
-      EXECUTE format('ALTER FUNCTION %s OWNER TO %s', name, owner);
-    END IF;
-    FOR item IN
-      SELECT DISTINCT g.grantee FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) g
-      WHERE p.oid = name::regprocedure AND g.grantee <> owner
-    LOOP
-      EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s CASCADE', name,
-        CASE WHEN item.grantee = 0 THEN 'PUBLIC' ELSE item.grantee::regrole::text END);
-    END LOOP;
-  END LOOP;
   FOREACH role_name IN ARRAY array_remove(ARRAY[grantee, service], NULL) LOOP
     name := CASE WHEN role_name = 'public' THEN 'PUBLIC' ELSE quote_ident(role_name) END;
+    users := concat_ws(', ', users, name);
     IF NOT has_schema_privilege(role_name, target, 'USAGE') THEN
       EXECUTE format('GRANT USAGE ON SCHEMA %I TO %s', target, name);
     END IF;
-    EXECUTE format('GRANT SELECT, DELETE, INSERT (user_id, key, value, value_bytes, expires_at),
-      UPDATE (value, value_bytes, expires_at) ON cache TO %s', name);
-    EXECUTE format('GRANT SELECT, DELETE, INSERT, UPDATE (holder, expires_at) ON cache_lease TO %s', name);
-    EXECUTE format('GRANT SELECT, INSERT (only_row) ON cache_epoch TO %s', name);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', array_to_string(array_remove(functions, 'cache_stamp()'), ', '), name);
   END LOOP;
+  owner := (SELECT relowner FROM pg_class WHERE oid = cache);
+  FOR item IN
+    SELECT 'TABLE ' || c.oid::regclass AS object, c.relowner AS owner, acl.grantees, false AS callable
+    FROM pg_class c, LATERAL (
+      SELECT array_agg(DISTINCT g.grantee) AS grantees FROM (
+        SELECT c.relacl AS acl UNION ALL SELECT a.attacl FROM pg_attribute a WHERE a.attrelid = c.oid) t, aclexplode(t.acl) g) acl
+    WHERE c.relnamespace = quote_ident(target)::regnamespace AND c.relname = ANY (tables)
+    UNION ALL
+    SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner,
+           ARRAY(SELECT DISTINCT g.grantee FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) g), p.proname <> 'cache_stamp'
+    FROM pg_proc p WHERE p.pronamespace = quote_ident(target)::regnamespace
+      AND format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions)
+  LOOP
+    IF item.owner <> owner THEN
+      EXECUTE format('ALTER %s OWNER TO %s', item.object, owner::regrole);
+    END IF;
+    FOR name IN SELECT CASE WHEN g = 0 THEN 'PUBLIC' ELSE g::regrole::text END
+                FROM unnest(item.grantees) g WHERE g NOT IN (owner, item.owner) LOOP
+      EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', item.object, name);
+    END LOOP;
+    IF item.callable THEN
+      EXECUTE format('GRANT EXECUTE ON %s TO %s', item.object, users);
+    END IF;
+  END LOOP;
+  EXECUTE format($$
+    GRANT SELECT, DELETE, INSERT (user_id, key, value, value_bytes, expires_at),
+      UPDATE (value, value_bytes, expires_at) ON %1$I.cache TO %2$s;
+    GRANT SELECT, DELETE, INSERT, UPDATE (holder, expires_at) ON %1$I.cache_lease TO %2$s;
+    GRANT SELECT, INSERT (only_row) ON %1$I.cache_epoch TO %2$s $$, target, users);
 
-  IF obj_description('cache'::regclass, 'pg_class') IS DISTINCT FROM 'fastpgcache schema 1' THEN
-    COMMENT ON TABLE cache IS 'fastpgcache schema 1';
-  END IF;
+  PERFORM set_config('lock_timeout', timeout, true);
   PERFORM set_config('search_path', path, true);
 END $setup$;

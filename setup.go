@@ -32,27 +32,34 @@ type SetupConfig struct {
 	Force bool
 }
 
-// The SQLSTATEs of migrations.sql.
+// SQLSTATEs that set-up can meet, the first two those of migrations.sql.
 const (
-	foreignObject = "FPG01"
-	foreignOwner  = "FPG02"
+	foreignObject    = "FPG01"
+	foreignOwner     = "FPG02"
+	undefinedObject  = "42704"
+	lockNotAvailable = "55P03"
 )
-
-const lockNotAvailable = "55P03"
 
 // Setup creates the cache's table, policies and functions, or brings them up to
 // date, in one transaction. Whoever runs it owns them, and as their owner is not
 // confined. It may be run any time, also by many processes at once. Errors match
-// ErrInvalidConfig, ErrNotPermitted (also where another role owns an object), or
-// ErrForeignTable (something else bears the table's name; Force does not drop it).
+// ErrInvalidConfig (also where a role does not exist), ErrNotPermitted (also where
+// an object belongs to another role), or ErrForeignTable (something else bears the
+// name of one of the cache's tables or functions; Force does not drop it).
 func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
-	if err := setup(ctx, db, cfg); err != nil {
+	err := setup(ctx, db, cfg)
+	for attempt := 1; attempt < maxAttempts && lostToConcurrent(err) && sleep(ctx, backoff(attempt)); attempt++ {
+		err = setup(ctx, db, cfg)
+	}
+	if err != nil {
 		if ctxErr := ctx.Err(); ctxErr != nil {
 			err = fmt.Errorf("%w: %w", ctxErr, err)
 		}
 		switch sqlState(err) {
 		case foreignObject:
 			err = fmt.Errorf("%w: %w", ErrForeignTable, err)
+		case undefinedObject:
+			err = fmt.Errorf("%w: %w", ErrInvalidConfig, err)
 		case foreignOwner, insufficientPrivilege:
 			err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
 		case lockNotAvailable:
@@ -91,7 +98,7 @@ func MigrationSQL(cfg SetupConfig) (string, error) {
 	if err != nil {
 		return "", prefixed("migration", err)
 	}
-	return "BEGIN;\n" + strings.Join(settings, ";\n") + ";\n\n" + migrations + "\nCOMMIT;\n", nil
+	return "BEGIN ISOLATION LEVEL READ COMMITTED;\n" + strings.Join(settings, ";\n") + ";\n\n" + migrations + "\nCOMMIT;\n", nil
 }
 
 // settings are the statements that hand cfg to migrations.sql for the rest of the

@@ -226,7 +226,7 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Clear(ctx)
 	},
-	args:    []driver.Value{""},
+	args:    []driver.Value{"", strings.Repeat("\U0010FFFF", 257)},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	before:  "Clear, leases",
 }, {
@@ -542,9 +542,9 @@ func TestPagesFollow(t *testing.T) {
 	}
 	clear := m.page["Clear"]
 	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))
-	m.ExpectQuery(clear.text).WithArgs("").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
-	m.ExpectQuery(clear.text).WithArgs("0999").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
-	m.ExpectQuery(clear.text).WithArgs("1000").WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
+	m.ExpectQuery(clear.text).WithArgs("", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
+	m.ExpectQuery(clear.text).WithArgs("0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
+	m.ExpectQuery(clear.text).WithArgs("1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
 	if n, err := m.Clear(t.Context()); n != 1001 || err != nil {
 		t.Errorf("got %d, %v, want 1001", n, err)
 	}

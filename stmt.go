@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -66,14 +67,14 @@ func (s *statement) close() {
 // query runs s and calls scan for each of its rows, from the first row again
 // after a retry.
 func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*sql.Rows) error) error {
-	return c.retry(ctx, func() error {
+	return c.retry(ctx, func(to *caller) error {
 		rows, err := c.queryOnce(ctx, s, args)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			if err := scan(rows); err != nil {
+			if err := to.deliver(func() error { return scan(rows) }); err != nil {
 				return err
 			}
 		}
@@ -105,12 +106,15 @@ func (c *Cache) row(ctx context.Context, s *statement, args []any, dest ...any) 
 
 // exec runs s and returns how many rows it affected.
 func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (affected int64, err error) {
-	err = c.retry(ctx, func() error {
+	err = c.retry(ctx, func(to *caller) error {
 		result, err := c.execOnce(ctx, s, args)
-		if err == nil {
-			affected, err = result.RowsAffected()
+		if err != nil {
+			return err
 		}
-		return err
+		return to.deliver(func() error {
+			affected, err = result.RowsAffected()
+			return err
+		})
 	})
 	return affected, err
 }
@@ -145,14 +149,54 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 const maxAttempts = 5
 
 // retry calls run, and again when the server undid its work in favour of a
-// concurrent transaction's.
-func (c *Cache) retry(ctx context.Context, run func() error) error {
+// concurrent transaction's. It ends with ctx even where the driver does not, as
+// lib/pq, whose cancel request the server may miss: then run goes on alone, and
+// what it would still deliver is dropped.
+func (c *Cache) retry(ctx context.Context, run func(to *caller) error) error {
+	to := &caller{}
+	if ctx.Done() == nil || c.tx != nil {
+		return c.attempts(ctx, to, run)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.attempts(ctx, to, run) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		to.leave()
+		return ctx.Err()
+	}
+}
+
+func (c *Cache) attempts(ctx context.Context, to *caller, run func(to *caller) error) error {
 	for attempt := 1; ; attempt++ {
-		err := run()
+		err := run(to)
 		if err == nil || c.tx != nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
 			return err
 		}
 	}
+}
+
+// caller is who waits for a statement, as long as it does.
+type caller struct {
+	mu   sync.Mutex
+	left bool // guarded by mu
+}
+
+// deliver calls f, which may write to what the caller reads, unless it left.
+func (to *caller) deliver(f func() error) error {
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	if to.left {
+		return context.Canceled
+	}
+	return f()
+}
+
+func (to *caller) leave() {
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	to.left = true
 }
 
 // lostToConcurrent reports whether the server rolled a statement back only

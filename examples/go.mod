@@ -3,6 +3,7 @@ module github.com/fastpgcache/fastpgcache/examples
 go 1.25.0
 
 require (
+	github.com/alexedwards/scs/v2 v2.9.0
 	github.com/fastpgcache/fastpgcache v0.0.0
 	github.com/fergusstrange/embedded-postgres v1.34.0
 	github.com/lib/pq v1.12.3

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func (s servers) Run() int { return pgtest.Main(s.M) }
 // TestScripts runs testdata/script, each on a database of its own, $DATABASE, of
 // a server that asks every role but postgres for its password. $ADMIN, $ALICE and
 // $BOB are roles, and their own passwords; $ADMIN may create in the database.
-// query is SQL that the superuser runs.
+// query is SQL that the superuser runs; [pty] tells whether there are terminals.
 func TestScripts(t *testing.T) {
 	server := pgtest.Own(t, pgtest.Config{HBA: "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"})
 	host, port := server.Addr()
@@ -60,6 +61,17 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				fmt.Fprint(ts.Stdout(), out)
 			},
+		},
+		Condition: func(condition string) (bool, error) {
+			if condition != "pty" {
+				return false, fmt.Errorf("no condition %q", condition)
+			}
+			// A chroot may have none.
+			terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+			if err != nil {
+				return false, nil
+			}
+			return runtime.GOOS == "linux", terminal.Close()
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})

@@ -1,0 +1,304 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/lib/pq"
+)
+
+// planSize entries are in the table, and planBlocks and planRows bound what a
+// statement about one key may read of it, with a margin for the index's depth and
+// for dead rows; one about many keys may read that for each.
+const (
+	planSize   = 20_000
+	planBlocks = 80
+	planRows   = 50
+	pageSize   = 1000 // of Keys and Clear
+	beyond     = `'􏿿'`
+)
+
+// samples are, by the name of each statement in core, arguments in SQL without the
+// user's label, and how many keys it is about. Whoever adds a statement adds it here.
+var samples = map[string]struct {
+	args []string
+	keys int
+}{
+	"get":         {[]string{`'k42'`}, 1},
+	"set":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"del":         {[]string{`'k42'`}, 1},
+	"exists":      {[]string{`'k42'`}, 1},
+	"ttl":         {[]string{`'k42'`}, 1},
+	"expire":      {[]string{`'k42'`, `1000000`}, 1},
+	"persist":     {[]string{`'k42'`}, 1},
+	"cleanup":     {[]string{`0`, `1`, `NULL`}, 1},
+	"getMany":     {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"setMany":     {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
+	"delMany":     {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"haveMany":    {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"add":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"increment":   {[]string{`'n'`, `1`, `NULL`}, 1},
+	"take":        {[]string{`'k42'`}, 1},
+	"keys":        {[]string{`''`, `'k1'`, beyond}, pageSize},
+	"clear":       {[]string{`'k1'`, beyond}, pageSize},
+	"clearLeases": {nil, 3}, // the user's own
+	"acquire":     {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"renew":       {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"release":     {[]string{`'k42'`, `'h'`}, 1},
+	"look":        {[]string{`'k42'`}, 1},
+	"store":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
+	"since":       {[]string{`9223372036854775807`, `''`, `'public.cache'`}, 1},
+	"page":        {[]string{`'k9990'`}, 10},
+	"beginEpoch":  {nil, 1},
+}
+
+// named returns a cache's statements by the names of their fields.
+func (c *core) named(t *testing.T) map[string]*statement {
+	t.Helper()
+	named := map[string]*statement{}
+	fields := reflect.ValueOf(&c.stmt).Elem()
+	for _, s := range c.statements() {
+		for i := range fields.NumField() {
+			if fields.Field(i).UnsafePointer() == unsafe.Pointer(s) {
+				named[fields.Type().Field(i).Name] = s
+			}
+		}
+	}
+	if len(named) != fields.NumField() || len(samples) != len(named) {
+		t.Fatalf("%d fields, %d of them among statements(), %d samples", fields.NumField(), len(named), len(samples))
+	}
+	return named
+}
+
+// node is what EXPLAIN tells of a node of a plan.
+type node struct {
+	Type    string  `json:"Node Type"`
+	Index   string  `json:"Index Name"`
+	Rows    float64 `json:"Actual Rows"`
+	Loops   float64 `json:"Actual Loops"`
+	Removed float64 `json:"Rows Removed by Filter"`
+	Recheck float64 `json:"Rows Removed by Index Recheck"`
+	Hit     int     `json:"Shared Hit Blocks"`
+	Read    int     `json:"Shared Read Blocks"`
+	Plans   []node
+}
+
+// rows returns the most rows that any node below n read.
+func (n node) rows() float64 {
+	most := (n.Rows + n.Removed + n.Recheck) * n.Loops
+	for _, p := range n.Plans {
+		most = max(most, p.rows())
+	}
+	return most
+}
+
+// Whoever asks, with whatever statistics, the planner finds the row by its key.
+func TestEveryStatementReadsABoundedNumberOfRows(t *testing.T) {
+	dsn := pgtest.Database(t)
+	admin, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	if err := Setup(t.Context(), admin, SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	user := pgtest.Role(t, dsn)
+	for _, users := range []int{1, 1000} {
+		for _, analyzed := range []bool{false, true} {
+			fillPlanned(t, admin, user, users, analyzed)
+			for _, label := range []string{"", user} {
+				for _, as := range []string{"postgres", user} {
+					if as == "postgres" && label == "" && users > 1 {
+						continue // has no entries here
+					}
+					for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+						name := fmt.Sprintf("%d users, analyzed %t, label %q, as %s, %s", users, analyzed, label, as, mode)
+						checkPlans(t, name, dsn, as, label, mode)
+					}
+				}
+			}
+		}
+	}
+}
+
+// fillPlanned makes the cache anew with planSize entries in random order, those of user
+// among them.
+func fillPlanned(t *testing.T, admin *sql.DB, user string, users int, analyzed bool) {
+	t.Helper()
+	if err := Setup(t.Context(), admin, SetupConfig{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	statements := []string{
+		`ALTER TABLE cache SET (autovacuum_enabled = off)`,
+		fmt.Sprintf(`INSERT INTO cache (user_id, key, value, expires_at)
+			SELECT CASE WHEN g %% %[2]d = 0 THEN %[1]s ELSE 'u' || g %% %[2]d END, 'k' || g, repeat('v', 100), now() + interval '1 h'
+			FROM generate_series(1, %[3]d) g ORDER BY md5(g::text)`, pq.QuoteLiteral(user), users, planSize),
+		fmt.Sprintf(`INSERT INTO cache (user_id, key, value) SELECT u, 'k42', 'v' FROM unnest(ARRAY['postgres', %s]) u ON CONFLICT DO NOTHING`, pq.QuoteLiteral(user)),
+		`INSERT INTO cache_lease SELECT 'u' || g % 100, 'k' || g, 'h', now() + interval '1 h' FROM generate_series(1, 2000) g`,
+		fmt.Sprintf(`INSERT INTO cache_lease SELECT u, k, 'h', now() + interval '1 h' FROM unnest(ARRAY['postgres', %s]) u, unnest('{k42,k43,x}'::text[]) k`, pq.QuoteLiteral(user)),
+	}
+	if analyzed {
+		statements = append(statements, `VACUUM ANALYZE cache`, `VACUUM ANALYZE cache_lease`)
+	}
+	for _, statement := range statements {
+		if _, err := admin.Exec(statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
+func checkPlans(t *testing.T, name, dsn, as, label, mode string) {
+	t.Helper()
+	db, err := sql.Open("postgres", pgtest.WithUser(dsn, as)+" plan_cache_mode="+mode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	c, err := New(db, Config{User: label})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for op, s := range c.named(t) {
+		sample, ok := samples[op]
+		if !ok {
+			t.Fatalf("samples has no %q", op)
+		}
+		args := slices.Clone(sample.args)
+		if strings.Contains(s.text, fmt.Sprintf("$%d", len(args)+1)) {
+			args = append(args, pq.QuoteLiteral(label))
+		}
+		execute := fmt.Sprintf(`EXECUTE %q(%s)`, op, strings.Join(args, ", "))
+		if len(args) == 0 {
+			execute = fmt.Sprintf(`EXECUTE %q`, op)
+		}
+		if _, err := conn.ExecContext(t.Context(), fmt.Sprintf(`PREPARE %q AS %s`, op, s.text)); err != nil {
+			t.Fatalf("%s: %s: %v", name, op, err)
+		}
+		plan, text := explainNode(t, conn, execute)
+		blocks, rows := planBlocks+10*sample.keys, float64(planRows+2*sample.keys)
+		if got := plan.Hit + plan.Read; got > blocks || plan.rows() > rows {
+			t.Errorf("%s: %s reads %d blocks and %v rows:\n%s", name, op, got, plan.rows(), text)
+		}
+	}
+}
+
+// explainNode runs a statement, undoes it, and returns its plan.
+func explainNode(t *testing.T, conn *sql.Conn, statement string) (plan node, text string) {
+	t.Helper()
+	tx, err := conn.BeginTx(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if err := tx.QueryRow(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ` + statement).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	// Once more: the first time reads the catalogs, too.
+	if err := tx.QueryRow(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ` + statement).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	var plans []struct{ Plan node }
+	if err := json.Unmarshal([]byte(text), &plans); err != nil {
+		t.Fatal(err)
+	}
+	return plans[0].Plan, text
+}
+
+// catchUpSQL reads the keys that have become visible since a snapshot, as the
+// negative filter does, see DESIGN's section 5. $1 is that snapshot's xmax, $2 its
+// transactions in progress.
+const catchUpSQL = `
+SELECT key FROM cache
+WHERE user_id = current_user AND created_xid >= $1::bigint AND created_xid < txid_snapshot_xmax(txid_current_snapshot())
+UNION ALL
+SELECT c.key FROM unnest($2::bigint[]) x(id), LATERAL (
+  SELECT key FROM cache
+  WHERE user_id = current_user AND created_xid = x.id AND txid_visible_in_snapshot(x.id, txid_current_snapshot())
+  OFFSET 0) c`
+
+// Keys inserted since are found by their transaction, in a table of any size and
+// statistics, also while one that inserted much is still open.
+func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
+	dsn := pgtest.Database(t)
+	admin, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	user := pgtest.Role(t, dsn)
+	if err := Setup(t.Context(), admin, SetupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, analyzed := range []bool{false, true} {
+		for _, users := range []int{1, 1000} {
+			fillPlanned(t, admin, user, users, analyzed)
+			open, err := admin.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var xid int64
+			err = open.QueryRow(`INSERT INTO cache (user_id, key, value) SELECT $1, 'open' || g, 'v' FROM generate_series(1, 5000) g RETURNING txid_current()`, user).Scan(&xid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var xmax int64
+			late, err := admin.Begin() // like open, but visible by then
+			if err != nil {
+				t.Fatal(err)
+			}
+			var lateXID int64
+			if err := late.QueryRow(`INSERT INTO cache (user_id, key, value) VALUES ($1, 'late', 'v') RETURNING txid_current()`, user).Scan(&lateXID); err != nil {
+				t.Fatal(err)
+			}
+			// A snapshot's xmax is past xid only once a later one has completed.
+			if _, err := admin.Exec(`SELECT txid_current()`); err != nil {
+				t.Fatal(err)
+			}
+			if err := admin.QueryRow(`SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax); err != nil {
+				t.Fatal(err)
+			}
+			if err := late.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				if _, err := admin.Exec(`INSERT INTO cache (user_id, key, value) VALUES ($1, $2, 'v')`, user, fmt.Sprint("new", i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+				db, err := sql.Open("postgres", pgtest.WithUser(dsn, user)+" plan_cache_mode="+mode)
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := conn.ExecContext(t.Context(), `PREPARE since AS `+catchUpSQL); err != nil {
+					t.Fatal(err)
+				}
+				plan, text := explainNode(t, conn, fmt.Sprintf(`EXECUTE since(%d, ARRAY[%d, %d]::bigint[])`, xmax, xid, lateXID))
+				if blocks := plan.Hit + plan.Read; plan.Rows != 4 || blocks > planBlocks || plan.rows() > planRows {
+					t.Errorf("%d users, analyzed %t, %s: %v rows found, %v read in %d blocks:\n%s", users, analyzed, mode, plan.Rows, plan.rows(), blocks, text)
+				}
+				conn.Close()
+				db.Close()
+			}
+			open.Rollback()
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package fastpgcache
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"testing"
+	"time"
+)
+
+// deafDriver is a driver that hears no context: its statements end when told to.
+type deafDriver struct {
+	began chan struct{} // a statement did
+	end   chan struct{} // closed: all do
+}
+
+func (d deafDriver) Connect(context.Context) (driver.Conn, error) { return d, nil }
+func (d deafDriver) Driver() driver.Driver                        { return nil }
+func (d deafDriver) Prepare(string) (driver.Stmt, error)          { return nil, driver.ErrSkip }
+func (d deafDriver) Close() error                                 { return nil }
+func (d deafDriver) Begin() (driver.Tx, error)                    { return nil, driver.ErrSkip }
+func (d deafDriver) CheckNamedValue(*driver.NamedValue) error     { return nil }
+func (d deafDriver) Columns() []string                            { return []string{"a", "b"} }
+func (d deafDriver) Next(row []driver.Value) error                { row[0], row[1] = "1", nil; return nil }
+func (d deafDriver) wait()                                        { d.began <- struct{}{}; <-d.end }
+func (d deafDriver) QueryContext(_ context.Context, _ string, _ []driver.NamedValue) (driver.Rows, error) {
+	d.wait()
+	return d, nil
+}
+func (d deafDriver) ExecContext(_ context.Context, _ string, _ []driver.NamedValue) (driver.Result, error) {
+	d.wait()
+	return driver.RowsAffected(1), nil
+}
+
+func TestACallEndsWithItsContextWhateverTheDriverDoes(t *testing.T) {
+	var dest string
+	for name, call := range map[string]func(ctx context.Context, c *Cache) error{
+		"Get":     func(ctx context.Context, c *Cache) error { _, err := c.Get(ctx, "k", &dest); return err },
+		"Set":     func(ctx context.Context, c *Cache) error { return c.Set(ctx, "k", "v", 0) },
+		"Delete":  func(ctx context.Context, c *Cache) error { _, err := c.Delete(ctx, "k"); return err },
+		"Exists":  func(ctx context.Context, c *Cache) error { _, err := c.Exists(ctx, "k"); return err },
+		"TTL":     func(ctx context.Context, c *Cache) error { _, _, err := c.TTL(ctx, "k"); return err },
+		"Expire":  func(ctx context.Context, c *Cache) error { _, err := c.Expire(ctx, "k", time.Hour); return err },
+		"GetMany": func(ctx context.Context, c *Cache) error { _, err := c.GetMany(ctx, []string{"k"}); return err },
+		"Take":    func(ctx context.Context, c *Cache) error { _, _, err := c.Take(ctx, "k"); return err },
+		"Add":     func(ctx context.Context, c *Cache) error { _, err := c.Add(ctx, "k", "v", 0); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := deafDriver{began: make(chan struct{}, 1), end: make(chan struct{})}
+			c, err := OpenConnector(d, Config{DisablePrepare: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			defer close(d.end)
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				<-d.began
+				cancel()
+			}()
+			if err := call(ctx, c); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want %v", err, context.Canceled)
+			}
+		})
+	}
+}
