@@ -592,8 +592,7 @@ func TestAnIdleFilterDoesNothingAndCloseLeavesNothing(t *testing.T) {
 
 func TestWithoutATableNothingRunsInTheBackground(t *testing.T) {
 	ctx := t.Context()
-	var c *Cache
-	c = openCache(t, pgtest.Database(t), Config{MaxStaleness: hour})
+	c := openCache(t, pgtest.Database(t), Config{MaxStaleness: hour})
 	for range 50 {
 		if _, err := c.Get(ctx, "k", nil); !errors.Is(err, ErrNotSetUp) {
 			t.Fatalf("got %v, want ErrNotSetUp", err)
