@@ -107,6 +107,7 @@ type Cache struct {
 type core struct {
 	db    *sql.DB
 	owned bool // the pool is closed with the cache
+	heeds bool // the driver ends a call with its ctx
 	cfg   Config
 	stats counters
 
@@ -150,7 +151,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, prefixed("new", err)
 	}
-	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
+	c := &Cache{core: &core{db: db, heeds: heedsContext(db.Driver()), cfg: cfg, leaseFor: leaseFor}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	sql := func(text string, args int) *statement {
 		return newStatement(text, cfg.schema(), cfg.User, args)

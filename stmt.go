@@ -3,9 +3,11 @@ package fastpgcache
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -148,13 +150,23 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 // maxAttempts is how often a statement runs that keeps losing to concurrent ones.
 const maxAttempts = 5
 
+// heedsContext reports whether d is known to end a call with its ctx: pgx gives the
+// connection up, and so needs no goroutine beside it.
+func heedsContext(d driver.Driver) bool {
+	t := reflect.TypeOf(d)
+	if t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t != nil && strings.HasPrefix(t.PkgPath(), "github.com/jackc/pgx/")
+}
+
 // retry calls run, and again when the server undid its work in favour of a
 // concurrent transaction's. It ends with ctx even where the driver does not, as
 // lib/pq, whose cancel request the server may miss: then run goes on alone, and
 // what it would still deliver is dropped.
 func (c *Cache) retry(ctx context.Context, run func(to *caller) error) error {
 	to := &caller{}
-	if ctx.Done() == nil || c.tx != nil {
+	if ctx.Done() == nil || c.tx != nil || c.heeds {
 		return c.attempts(ctx, to, run)
 	}
 	ended := make(chan error, 1)
