@@ -93,7 +93,7 @@ func (c *Cache) absent(key string) bool {
 // the machine sleeps, the other can be set back.
 func (g *generation) age() time.Duration {
 	now := time.Now()
-	return max(now.Sub(g.at), now.Round(0).Sub(g.at.Round(0)))
+	return max(now.Sub(g.at), time.Duration(now.UnixNano()-g.at.UnixNano()))
 }
 
 // answered ends a lookup that the filter left to the database.
