@@ -35,7 +35,8 @@ type negative struct {
 
 	busy     atomic.Bool // taken by the one goroutine that may load or catch up
 	failures int         // of it, in a row; needs busy, as does what follows
-	retryAt  time.Time
+	retryAt  time.Time   // nothing is done before
+	loadAt   time.Time   // nothing is loaded before
 
 	mu      sync.Mutex
 	loading bool     // hashes are becoming a filter
@@ -93,7 +94,7 @@ func (c *Cache) absent(key string) bool {
 // the machine sleeps, the other can be set back.
 func (g *generation) age() time.Duration {
 	now := time.Now()
-	return max(now.Sub(g.at), now.Round(0).Sub(g.at.Round(0)))
+	return max(now.Sub(g.at), time.Duration(now.UnixNano()-g.at.UnixNano()))
 }
 
 // answered ends a lookup that the filter left to the database.
@@ -142,13 +143,13 @@ func (n *negative) drop(g *generation) bool {
 }
 
 // enter puts keys into the filter. Every write that may make a key visible, in a
-// transaction too, calls it before it is sent, so that from then on the database
-// is asked; and again when it has ended, for a filter whose loading began between the
-// two has the key neither from the first call nor, it may be, from the database. The
-// caller of a write that ends before the second call hears of it after.
+// transaction too, calls it before it is sent, so that from its commit on the database
+// is asked; and again when it has ended, since meanwhile a filter may have been loaded
+// that knows neither of the first call nor of the commit. Who waits for the write hears
+// of its end after the second call.
 //
-// In a transaction of the user's the second call comes before the commit: there
-// only MaxStaleness bounds a miss.
+// The commit of a user's transaction comes after both: a filter loaded in between is
+// wrong about its keys for MaxStaleness at most, as about another process's.
 func (c *Cache) enter(keys ...string) {
 	if c.negative == nil {
 		return
@@ -201,7 +202,7 @@ func (n *negative) refresh() {
 	})
 }
 
-// update catches up, or loads where there is nothing to catch up with.
+// update catches up or, where that is not possible, loads.
 func (n *negative) update(ctx context.Context) error {
 	if g := n.current.Load(); g != nil {
 		if ok, err := n.catchUp(ctx, g); ok || err != nil {
@@ -211,7 +212,13 @@ func (n *negative) update(ctx context.Context) error {
 		n.drop(g)
 		n.mu.Unlock()
 	}
-	return n.load(ctx)
+	begin := time.Now()
+	if begin.Before(n.loadAt) {
+		return nil
+	}
+	err := n.load(ctx)
+	n.loadAt = time.Now().Add(4 * time.Since(begin)) // at most a fifth of the time goes into loading
+	return err
 }
 
 // Keys that were inserted since a snapshot: $1 is its xmax, $2 its running
@@ -357,9 +364,11 @@ func (n *negative) load(ctx context.Context) error {
 		rows = 0
 		err := n.cache.query(ctx, n.cache.stmt.page, n.cache.args(key), func(r *sql.Rows) error {
 			rows++
-			err := r.Scan(&key)
+			if err := r.Scan(&key); err != nil {
+				return err
+			}
 			n.enter(hashOf(key))
-			return err
+			return nil
 		})
 		if err != nil {
 			return err

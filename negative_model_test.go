@@ -536,7 +536,7 @@ func TestNoMissIsWrong(t *testing.T) {
 	}
 	t.Logf("%d operations in %v: %d misses answered by filters, %d catch-ups, %d rebuilds",
 		ops.Load(), time.Since(begin).Round(time.Millisecond), sum.FilterAnswers, sum.CatchUps, sum.Rebuilds)
-	if sum.FilterAnswers < 100 || sum.CatchUps < 50 || sum.Rebuilds < 20 {
+	if sum.FilterAnswers < 50 || sum.CatchUps < 20 || sum.Rebuilds < 10 {
 		t.Error("too little for a verdict")
 	}
 }
@@ -598,7 +598,7 @@ func TestNoMissIsWrongAcrossProcesses(t *testing.T) {
 	}
 	wg.Wait()
 	report(t, append(events, c.events...))
-	if answers < 100 {
+	if answers < 50 {
 		t.Errorf("got %d answers of filters, too few for a verdict", answers)
 	}
 }

@@ -74,7 +74,7 @@ type test struct {
 
 func tests() []test {
 	var all []test
-	for _, list := range [][]test{lifecycleTests, valueTests, expiryTests, errorTests, userTests, txTests, modelTests} {
+	for _, list := range [][]test{lifecycleTests, valueTests, expiryTests, errorTests, userTests, txTests, negativeTests, modelTests} {
 		all = append(all, list...)
 	}
 	return all
