@@ -197,7 +197,7 @@ func TestOwnWritesDuringARebuildAreNeverMissed(t *testing.T) {
 	dsn, admin := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
 	stop := make(chan struct{})
-	done := make(chan int)
+	done := make(chan int, 3)
 	for w := range 3 {
 		go func() {
 			i := 0
@@ -446,7 +446,8 @@ func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
 		t.Errorf("got %d keys, %v, want %d", len(values), err, keys)
 	}
 	s := c.Stats()
-	if s.FilterKeys < keys-10 || s.Rebuilds < 2 || s.Rebuilds > 12 || s.FilterBytes > 4*keys {
+	// Keys with the same fingerprint and buckets are held once.
+	if s.FilterKeys < keys-keys/1000 || s.Rebuilds < 2 || s.Rebuilds > 12 || s.FilterBytes > 4*keys {
 		t.Errorf("got %d keys, %d bytes, after %d rebuilds", s.FilterKeys, s.FilterBytes, s.Rebuilds)
 	}
 }

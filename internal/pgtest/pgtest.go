@@ -245,8 +245,13 @@ func (s *Server) initdb(ctx context.Context, cfg Config) error {
 	if hba == "" {
 		hba = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 	}
+	// Behind what initdb found this machine to need: the last of two wins.
+	chosen, err := os.ReadFile(filepath.Join(s.DataDir(), "postgresql.conf"))
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
 	files := map[string][]byte{
-		"postgresql.conf": []byte(settings(cfg)),
+		"postgresql.conf": append(chosen, settings(cfg)...),
 		"pg_hba.conf":     []byte(hba),
 	}
 	maps.Copy(files, cfg.Files)
