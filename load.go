@@ -53,7 +53,7 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 		err = c.getOrSet(ctx, request{key, micros, load}, dest)
 	}
 	if failed := (*loadError)(nil); errors.As(err, &failed) {
-		return fmt.Errorf("fastpgcache: get or set: %w", err)
+		return prefixed("get or set", err)
 	}
 	return c.fail(ctx, "get or set", err)
 }

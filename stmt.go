@@ -28,9 +28,8 @@ type statement struct {
 
 // newStatement completes a text for one cache. {schema} is the quoted schema.
 // {user} is whose entries: the connection's role, or, with a label, the argument
-// after the n others. It must stand bare beside its column: a cast of
-// current_user is not leakproof, and row-level security would keep it from the
-// index.
+// after the n others. It stands bare beside its column: row-level security keeps an
+// expression that may leak, such as COALESCE of the two, from the index.
 func newStatement(text, schema, label string, n int) *statement {
 	user := "current_user"
 	if label != "" {
