@@ -8,9 +8,15 @@ import (
 	"strings"
 )
 
-// PostgreSQL's arrays as parameters. As a driver.Valuer each is the array's text
-// form, which every driver takes; BinaryValue is the binary form, which lib/pq asks
-// for with binary_parameters=yes and which costs neither side an escape.
+// array is a PostgreSQL array as a parameter. As a driver.Valuer it is the array's
+// text form, which every driver takes. BinaryValue is the binary form, which costs
+// neither side an escape: lib/pq asks for it with binary_parameters=yes. pgx makes
+// that itself, of a slice.
+type array interface {
+	driver.Valuer
+	BinaryValue() ([]byte, error)
+	slice() any
+}
 
 // textArray is a text[].
 type textArray []string
@@ -22,6 +28,8 @@ func (a textArray) Value() (driver.Value, error) {
 func (a textArray) BinaryValue() ([]byte, error) {
 	return arrayBinary(textOID, len(a), func(b []byte, i int) []byte { return appendSized(b, a[i]) }), nil
 }
+
+func (a textArray) slice() any { return []string(a) }
 
 // valueArray is the text[] of the column value, NULL where an entry is no text.
 type valueArray []entry
@@ -42,6 +50,16 @@ func (a valueArray) BinaryValue() ([]byte, error) {
 		}
 		return appendSized(b, a[i].value.text)
 	}), nil
+}
+
+func (a valueArray) slice() any {
+	values := make([]*string, len(a))
+	for i := range a {
+		if a[i].value.isText {
+			values[i] = &a[i].value.text
+		}
+	}
+	return values
 }
 
 // valueBytesArray is the bytea[] of the column value_bytes, NULL where an entry is
@@ -75,6 +93,16 @@ func (a valueBytesArray) BinaryValue() ([]byte, error) {
 	}), nil
 }
 
+func (a valueBytesArray) slice() any {
+	values := make([][]byte, a.len())
+	for i := range values {
+		if !a[i].value.isText {
+			values[i] = a[i].value.bytes
+		}
+	}
+	return values
+}
+
 // ttlArray is the bigint[] of TTLs in microseconds, NULL where there is none.
 type ttlArray []entry
 
@@ -94,6 +122,16 @@ func (a ttlArray) BinaryValue() ([]byte, error) {
 		}
 		return binary.BigEndian.AppendUint64(append(b, 0, 0, 0, 8), uint64(a[i].micros))
 	}), nil
+}
+
+func (a ttlArray) slice() any {
+	ttls := make([]*int64, len(a))
+	for i := range a {
+		if a[i].micros != noTTL {
+			ttls[i] = &a[i].micros
+		}
+	}
+	return ttls
 }
 
 // arrayText is the text form of n elements (PostgreSQL's manual, section 8.15.2).

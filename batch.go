@@ -182,10 +182,12 @@ func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) 
 	return results, err
 }
 
-// chunk bounds one statement of SetMany, GetMany and DeleteMany.
+// Bounds of one statement of SetMany, GetMany and DeleteMany, and of the values that
+// SetMany encodes once; what is beyond is encoded for the check, and again when sent.
 const (
-	chunkKeys  = 1000
-	chunkBytes = 4 << 20
+	chunkKeys    = 1000
+	chunkBytes   = 4 << 20
+	maxHeldBytes = 32 << 20
 )
 
 // GetMany looks keys up, in statements of at most 1,000, and returns those that are
@@ -261,7 +263,7 @@ func (c *Cache) deleteMany(ctx context.Context, keys []string) (deleted int, err
 
 // SetMany stores every item for ttl, as Set does, or, if it fails, none. It is one
 // transaction of statements of at most 1,000 items; beside items it holds their
-// keys, sorted, and one statement's encoded values. The error names the first key
+// keys, sorted, and some 32 MiB of encoded values. The error names the first key
 // that is not valid, or whose value is not; then nothing was sent.
 func (c *Cache) SetMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
 	err := c.setMany(ctx, items, ttl)
@@ -277,29 +279,39 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 		return err
 	}
 	keys := slices.Sorted(maps.Keys(items))
-	if err := checkKeys(keys); err != nil {
+	if err := checkKeys(keys); err != nil || len(keys) == 0 {
 		return err
 	}
-	entries, rest, err := encodeChunk(keys, items, micros)
-	if err != nil {
-		return err
-	}
-	if len(rest) == 0 {
-		return c.setSorted(ctx, entries)
-	}
-	for len(rest) > 0 {
-		if _, rest, err = encodeChunk(rest, items, micros); err != nil {
+	var first [][]entry // chunks, as many as may be held
+	later := keys       // those of the others, which are encoded again
+	for rest, bytes := keys, 0; len(rest) > 0; {
+		entries, size, err := encodeChunk(rest, items, micros)
+		if err != nil {
 			return err
 		}
+		rest = rest[len(entries):]
+		if bytes += size; bytes <= maxHeldBytes {
+			first, later = append(first, entries), rest
+		}
+	}
+	if len(first) == 1 && len(later) == 0 {
+		return c.setSorted(ctx, first[0])
 	}
 	store := func(c *Cache) error {
-		for rest := keys; len(rest) > 0; {
-			if entries, rest, err = encodeChunk(rest, items, micros); err != nil {
+		for _, entries := range first {
+			if err := c.setSorted(ctx, entries); err != nil {
+				return err
+			}
+		}
+		for rest := later; len(rest) > 0; {
+			entries, _, err := encodeChunk(rest, items, micros)
+			if err != nil {
 				return err
 			}
 			if err := c.setSorted(ctx, entries); err != nil {
 				return err
 			}
+			rest = rest[len(entries):]
 		}
 		return nil
 	}
@@ -308,6 +320,11 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	}
 	defer c.enter(keys...)
 	return c.retry(ctx, func(*caller) error {
+		if !c.cfg.DisablePrepare { // the transaction could not
+			if _, err := c.stmt.setMany.prepare(ctx, c.db); err != nil {
+				return err
+			}
+		}
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {
 			return err
@@ -320,19 +337,21 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	})
 }
 
-// encodeChunk encodes the items of as many of the keys as make a statement, and
-// returns the keys that are left.
-func encodeChunk(keys []string, items map[string]any, micros int64) (entries []entry, rest []string, err error) {
+// encodeChunk encodes the items of the first keys, as many as make a statement.
+func encodeChunk(keys []string, items map[string]any, micros int64) (entries []entry, bytes int, err error) {
 	entries = make([]entry, 0, min(len(keys), chunkKeys))
-	for bytes := 0; len(keys) > 0 && len(entries) < chunkKeys && bytes < chunkBytes; keys = keys[1:] {
-		v, err := encode(items[keys[0]])
-		if err != nil {
-			return nil, nil, fmt.Errorf("key %s: %w", shorten(keys[0]), err)
+	for _, key := range keys {
+		if len(entries) == chunkKeys || bytes >= chunkBytes {
+			break
 		}
-		entries = append(entries, entry{keys[0], v, micros})
+		v, err := encode(items[key])
+		if err != nil {
+			return nil, 0, fmt.Errorf("key %s: %w", shorten(key), err)
+		}
+		entries = append(entries, entry{key, v, micros})
 		bytes += v.len()
 	}
-	return entries, keys, nil
+	return entries, bytes, nil
 }
 
 // checkKeys names the first key that is not valid.

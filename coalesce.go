@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,10 +20,19 @@ const (
 // those stop counting as in flight.
 const slowAfter = 50 * time.Millisecond
 
+// Measured with bench/load on two processors: two statements keep them busy, a third
+// pays for itself behind a crowd, and letting go of the processor this often brings
+// back most callers of the last batch.
+const (
+	maxInFlight = 3
+	crowd       = 32 // calls
+	maxYields   = 32
+)
+
 // coalescer merges concurrent calls of one operation into statements. A call that
-// finds a place in flight runs alone, on its own goroutine and context; calls that
-// find none gather in a batch, which goes out the moment a place is free. Nothing
-// waits for a timer: the busier the database, the larger the batches.
+// finds none in flight runs alone, on its own goroutine and context; others gather in
+// a batch, which goes out the moment a place is free. Nothing waits for a timer: the
+// busier the database, the larger the batches.
 //
 // A is a call's argument and R its result.
 type coalescer[A, R any] struct {
@@ -30,6 +40,8 @@ type coalescer[A, R any] struct {
 	many func(ctx context.Context, args []A) ([]R, error)
 	size func(arg A) int // bytes that the argument adds to a batch
 	core *core
+
+	gathered atomic.Int32 // calls in waiting; written under mu
 
 	mu       sync.Mutex
 	limit    int            // statements in flight; 0 until it is first needed
@@ -69,7 +81,7 @@ func (c *coalescer[A, R]) do(ctx context.Context, arg A) (R, error) {
 		return c.one(ctx, arg)
 	}
 	c.mu.Lock()
-	if len(c.waiting) == 0 && c.free() {
+	if c.inFlight == 0 && len(c.waiting) == 0 {
 		c.inFlight++
 		round := c.round
 		c.mu.Unlock()
@@ -81,7 +93,20 @@ func (c *coalescer[A, R]) do(ctx context.Context, arg A) (R, error) {
 	b.calls = append(b.calls, call)
 	b.bytes += size
 	b.here++
-	c.mu.Unlock()
+	c.gathered.Add(1)
+	switch len(b.calls) {
+	case 1:
+		if c.free() { // whoever is about to call comes along
+			c.mu.Unlock()
+			runtime.Gosched()
+			c.mu.Lock()
+		}
+		c.send()
+	case crowd:
+		c.send()
+	default:
+		c.mu.Unlock()
+	}
 
 	select {
 	case <-b.done:
@@ -93,12 +118,12 @@ func (c *coalescer[A, R]) do(ctx context.Context, arg A) (R, error) {
 	}
 }
 
-// free reports, under mu, whether a place is free.
+// free reports, under mu, whether a place is free: the last one is for a crowd.
 func (c *coalescer[A, R]) free() bool {
 	if c.limit == 0 {
 		c.limit, _ = c.core.places()
 	}
-	return c.inFlight < c.limit
+	return c.inFlight < min(c.limit, maxInFlight-1) || c.inFlight < c.limit && c.gathered.Load() >= crowd
 }
 
 // open returns, under mu, a waiting batch that has room for a call of size bytes.
@@ -147,6 +172,7 @@ func (c *coalescer[A, R]) send() {
 		b := c.waiting[0]
 		c.waiting = c.waiting[1:]
 		b.sent = true
+		c.gathered.Add(-int32(len(b.calls)))
 		if b.here == 0 {
 			b.cancel()
 			continue
@@ -168,7 +194,7 @@ func (c *coalescer[A, R]) send() {
 // run sends a batch and wakes its callers.
 func (c *coalescer[A, R]) run(b *batch[A, R], round int) {
 	defer c.release(round)
-	defer runtime.Gosched() // lets those who wake call again before the next batch goes out
+	defer c.regather(len(b.calls))
 	defer close(b.done)
 	defer b.cancel()
 
@@ -198,6 +224,17 @@ func (c *coalescer[A, R]) run(b *batch[A, R], round int) {
 	}
 	for _, call := range calls {
 		call.result, call.err = c.one(b.ctx, call.arg)
+	}
+}
+
+// regather lets the n callers that were just woken call again, so that the next batch
+// is as large as the last: until three in four have, or it is clear that they will not.
+func (c *coalescer[A, R]) regather(n int) {
+	for range maxYields {
+		if 4*int(c.gathered.Load()) >= 3*n {
+			return
+		}
+		runtime.Gosched()
 	}
 }
 

@@ -107,7 +107,8 @@ type Cache struct {
 type core struct {
 	db    *sql.DB
 	owned bool // the pool is closed with the cache
-	heeds bool // the driver ends a call with its ctx
+	pgx   bool // the driver is pgx, which ends a call with its ctx, giving the connection up
+	pq    bool // the driver is lib/pq
 	cfg   Config
 	stats counters
 
@@ -151,7 +152,8 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, prefixed("new", err)
 	}
-	c := &Cache{core: &core{db: db, heeds: heedsContext(db.Driver()), cfg: cfg, leaseFor: leaseFor}}
+	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
+	c.pgx, c.pq = driverFrom(db.Driver(), "github.com/jackc/pgx"), driverFrom(db.Driver(), "github.com/lib/pq")
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	sql := func(text string, args int) *statement {
 		return newStatement(text, cfg.schema(), cfg.User, args)
@@ -326,13 +328,23 @@ func (c *core) report(op string, err error) {
 func (c *core) places() (inFlight, slow int) {
 	pool := c.db.Stats().MaxOpenConnections
 	if pool == 0 {
-		return 2, 8
+		return maxInFlight, 8
 	}
-	return min(2, max(1, pool/2)), pool / 4
+	return min(maxInFlight, max(1, pool/2)), pool / 4
 }
 
-// args completes a statement's arguments by the user label, if there is one.
+// args completes a statement's arguments by the user label, if there is one, and
+// gives arrays the form that the driver does best with.
 func (c *core) args(args ...any) []any {
+	for i, arg := range args {
+		switch array, ok := arg.(array); {
+		case !ok || c.pq:
+		case c.pgx:
+			args[i] = array.slice()
+		default: // a wrapped pgx would take apart what a Valuer gives
+			args[i], _ = array.Value()
+		}
+	}
 	if c.cfg.User == "" {
 		return args
 	}

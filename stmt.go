@@ -88,10 +88,12 @@ func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.R
 	switch {
 	case err != nil:
 		return nil, err
-	case c.tx != nil:
-		return c.tx.QueryContext(ctx, s.text, args...)
+	case p != nil && c.tx != nil:
+		return c.tx.StmtContext(ctx, p).QueryContext(ctx, args...)
 	case p != nil:
 		return p.QueryContext(ctx, args...)
+	case c.tx != nil:
+		return c.tx.QueryContext(ctx, s.text, args...)
 	}
 	return c.db.QueryContext(ctx, s.text, args...)
 }
@@ -125,10 +127,12 @@ func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Res
 	switch {
 	case err != nil:
 		return nil, err
-	case c.tx != nil:
-		return c.tx.ExecContext(ctx, s.text, args...)
+	case p != nil && c.tx != nil:
+		return c.tx.StmtContext(ctx, p).ExecContext(ctx, args...)
 	case p != nil:
 		return p.ExecContext(ctx, args...)
+	case c.tx != nil:
+		return c.tx.ExecContext(ctx, s.text, args...)
 	}
 	return c.db.ExecContext(ctx, s.text, args...)
 }
@@ -140,8 +144,11 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 	}
 	c.stats.statements.Add(1)
 	c.stats.keys.Add(s.keys)
-	if c.tx != nil || c.cfg.DisablePrepare {
+	if c.cfg.DisablePrepare {
 		return nil, nil
+	}
+	if c.tx != nil {
+		return s.prepared.Load(), nil // to prepare takes a connection: there may be none but tx's
 	}
 	return s.prepare(ctx, c.db)
 }
@@ -149,14 +156,14 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 // maxAttempts is how often a statement runs that keeps losing to concurrent ones.
 const maxAttempts = 5
 
-// heedsContext reports whether d is known to end a call with its ctx: pgx gives the
-// connection up, and so needs no goroutine beside it.
-func heedsContext(d driver.Driver) bool {
+// driverFrom reports whether d comes from the module at path: a few drivers are known
+// to do more than database/sql asks of them.
+func driverFrom(d driver.Driver, path string) bool {
 	t := reflect.TypeOf(d)
 	if t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	return t != nil && strings.HasPrefix(t.PkgPath(), "github.com/jackc/pgx/")
+	return t != nil && strings.HasPrefix(t.PkgPath()+"/", path+"/")
 }
 
 // retry calls run, and again when the server undid its work in favour of a
@@ -165,7 +172,7 @@ func heedsContext(d driver.Driver) bool {
 // what it would still deliver is dropped.
 func (c *Cache) retry(ctx context.Context, run func(to *caller) error) error {
 	to := &caller{}
-	if ctx.Done() == nil || c.tx != nil || c.heeds {
+	if ctx.Done() == nil || c.tx != nil || c.pgx {
 		return c.attempts(ctx, to, run)
 	}
 	ended := make(chan error, 1)
