@@ -176,13 +176,13 @@ func hold(filter *CuckooFilter, hash uint64) bool {
 	return filter.lookupHash(hash) || filter.insertHash(hash)
 }
 
-// refresh starts a load or a catch-up in the background, unless one runs, or the last
-// one failed a moment ago.
+// refresh starts a load or a catch-up in the background, unless one runs, one has just
+// ended well, before the lookup that asks for another, or the last one failed a moment ago.
 func (n *negative) refresh() {
 	if !n.busy.CompareAndSwap(false, true) {
 		return
 	}
-	if time.Now().Before(n.retryAt) {
+	if g := n.current.Load(); g != nil && g.age() <= n.maxStaleness || time.Now().Before(n.retryAt) {
 		n.busy.Store(false)
 		return
 	}
