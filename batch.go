@@ -203,13 +203,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 	}
 	values := make(map[string]Value, len(keys))
 	if c.negative != nil {
-		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
-			absent := c.absent(key)
-			if absent {
-				c.stats.lookup(false)
-			}
-			return absent
-		})
+		keys = slices.DeleteFunc(slices.Clone(keys), c.absent)
 	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
 		results, err := c.getBatch(ctx, chunk)

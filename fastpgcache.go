@@ -419,7 +419,10 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 		err = checkDest(dest)
 	}
 	var v stored
-	if err == nil && !c.absent(key) {
+	if err == nil {
+		if c.absent(key) {
+			return false, nil
+		}
 		v, found, err = c.get(ctx, key)
 		c.answered(key, found, err)
 	}
@@ -498,7 +501,10 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
-	if err = checkKey(key); err == nil && !c.absent(key) {
+	if err = checkKey(key); err == nil {
+		if c.absent(key) {
+			return false, nil
+		}
 		exists, err = c.exists(ctx, key)
 		c.answered(key, exists, err)
 	}

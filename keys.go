@@ -13,7 +13,7 @@ import (
 // Keys walks over this user's keys that begin with prefix, in the order of their
 // bytes; an empty prefix means all of them. No character of it is special. A key
 // that lives throughout the walk comes exactly once, one that comes or goes
-// meanwhile at most once. Between the pages that it reads, of 1,000 keys, it holds
+// meanwhile at most once. Between the pages that it reads, of 5,000 keys, it holds
 // neither connection nor snapshot: the loop may take its time, use the cache, and
 // break. An error comes with an empty key, and is the last; it matches ErrInvalidKey
 // for a prefix that no key can have.
@@ -25,9 +25,10 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 				return
 			}
 		}
+		var page []string
+		var err error
 		for after := ""; ; {
-			page, err := c.keys(ctx, prefix, after)
-			if err != nil {
+			if page, err = c.keys(ctx, prefix, after, page[:0]); err != nil {
 				yield("", c.fail(ctx, "keys", err))
 				return
 			}
@@ -44,20 +45,20 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 }
 
 // keysPage is the LIMIT of keysSQL, written out there so that the planner knows it.
-const keysPage = 1000
+const keysPage = 5000
 
 const keysSQL = `
 SELECT key FROM {schema}.cache
 WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
   AND (expires_at IS NULL OR expires_at > statement_timestamp())
-ORDER BY user_id, key LIMIT 1000`
+ORDER BY user_id, key LIMIT 5000`
 
 // beyondKeys, after any prefix, is greater than every key with that prefix.
 var beyondKeys = strings.Repeat(string(unicode.MaxRune), maxKeyBytes/utf8.UTFMax+1)
 
-// keys returns the page of keys that begin with prefix and come after the key after.
-func (c *Cache) keys(ctx context.Context, prefix, after string) (page []string, err error) {
-	err = c.query(ctx, c.stmt.keys, c.args(prefix, after, prefix+beyondKeys), func(rows *sql.Rows) error {
+// keys appends to page the keys that begin with prefix and come after the key after.
+func (c *Cache) keys(ctx context.Context, prefix, after string, page []string) ([]string, error) {
+	err := c.query(ctx, c.stmt.keys, c.args(prefix, after, prefix+beyondKeys), func(rows *sql.Rows) error {
 		var key string
 		if err := rows.Scan(&key); err != nil {
 			return err

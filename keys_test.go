@@ -235,11 +235,11 @@ func TestClearRemovesTheUsersEntriesInBatches(t *testing.T) {
 	if n, err := c.Clear(ctx); err != nil || n != 0 {
 		t.Errorf("nothing: got %d, %v", n, err)
 	}
-	fillKeys(t, c, "%s", 2*keysPage+5)
+	fillKeys(t, c, "%s", 2*clearPage+5)
 	expired(t, c, "expired", 1)
 	before := c.Stats().Statements
-	if n, err := c.Clear(ctx); err != nil || n != 2*keysPage+5 {
-		t.Errorf("got %d, %v, want %d: expired entries do not count", n, err, 2*keysPage+5)
+	if n, err := c.Clear(ctx); err != nil || n != 2*clearPage+5 {
+		t.Errorf("got %d, %v, want %d: expired entries do not count", n, err, 2*clearPage+5)
 	}
 	if got := c.Stats().Statements - before; got != 5 {
 		t.Errorf("got %d statements, want the leases, three batches, and an empty one", got)

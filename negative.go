@@ -73,8 +73,8 @@ func newNegative(c *Cache) *negative {
 }
 
 // absent reports whether key certainly was absent at some moment within the last
-// MaxStaleness. If not, the database is to be asked, and answered be called with its
-// answer. It takes no lock and allocates nothing.
+// MaxStaleness, and counts that as a miss. If not, the database is to be asked, and
+// answered be called with its answer. It takes no lock and allocates nothing.
 func (c *Cache) absent(key string) bool {
 	n := c.negative
 	if n == nil || c.tx != nil || c.closed.Load() {
@@ -400,6 +400,7 @@ func (n *negative) load(ctx context.Context) error {
 
 func (n *negative) stats(s *Stats) {
 	s.FilterAnswers = n.answers.Load()
+	s.Misses += s.FilterAnswers
 	s.FalsePositives = n.falsePositives.Load()
 	s.CatchUps = n.catchUps.Load()
 	s.Rebuilds = n.rebuilds.Load()

@@ -22,7 +22,7 @@ const (
 	planSize   = 20_000
 	planBlocks = 80
 	planRows   = 50
-	pageSize   = 1000 // of Keys and Clear
+	clearPage  = 1000
 	beyond     = `'􏿿'`
 )
 
@@ -47,8 +47,8 @@ var samples = map[string]struct {
 	"add":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
 	"increment":   {[]string{`'n'`, `1`, `NULL`}, 1},
 	"take":        {[]string{`'k42'`}, 1},
-	"keys":        {[]string{`''`, `'k1'`, beyond}, pageSize},
-	"clear":       {[]string{`'k1'`, beyond}, pageSize},
+	"keys":        {[]string{`''`, `'k1'`, beyond}, keysPage},
+	"clear":       {[]string{`'k1'`, beyond}, clearPage},
 	"clearLeases": {nil, 3}, // the user's own
 	"acquire":     {[]string{`'k42'`, `'h'`, `1000000`}, 1},
 	"renew":       {[]string{`'k42'`, `'h'`, `1000000`}, 1},

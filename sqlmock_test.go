@@ -525,11 +525,11 @@ func TestPagesFollow(t *testing.T) {
 	m := newMocked(t, mockMode{})
 	keys := m.page["Keys"]
 	page, end := sqlmock.NewRows(keys.columns), strings.Repeat("\U0010FFFF", 257)
-	for i := range 1000 {
+	for i := range 5000 {
 		page.AddRow(fmt.Sprintf("%04d", i))
 	}
 	m.ExpectQuery(keys.text).WithArgs("", "", end).WillReturnRows(page)
-	m.ExpectQuery(keys.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(keys.columns).AddRow("1000"))
+	m.ExpectQuery(keys.text).WithArgs("", "4999", end).WillReturnRows(sqlmock.NewRows(keys.columns).AddRow("5000"))
 	var n int
 	for _, err := range m.Keys(t.Context(), "") {
 		if err != nil {
@@ -537,8 +537,8 @@ func TestPagesFollow(t *testing.T) {
 		}
 		n++
 	}
-	if n != 1001 {
-		t.Errorf("got %d keys, want 1001", n)
+	if n != 5001 {
+		t.Errorf("got %d keys, want 5001", n)
 	}
 	clear := m.page["Clear"]
 	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))

@@ -171,10 +171,10 @@ func driverFrom(d driver.Driver, path string) bool {
 // lib/pq, whose cancel request the server may miss: then run goes on alone, and
 // what it would still deliver is dropped.
 func (c *Cache) retry(ctx context.Context, run func(to *caller) error) error {
-	to := &caller{}
 	if ctx.Done() == nil || c.tx != nil || c.pgx {
-		return c.attempts(ctx, to, run)
+		return c.attempts(ctx, nil, run)
 	}
+	to := &caller{}
 	ended := make(chan error, 1)
 	go func() { ended <- c.attempts(ctx, to, run) }()
 	select {
@@ -195,7 +195,7 @@ func (c *Cache) attempts(ctx context.Context, to *caller, run func(to *caller) e
 	}
 }
 
-// caller is who waits for a statement, as long as it does.
+// caller is who waits for a statement, as long as it does; nil, who waits to the end.
 type caller struct {
 	mu   sync.Mutex
 	left bool // guarded by mu
@@ -203,6 +203,9 @@ type caller struct {
 
 // deliver calls f, which may write to what the caller reads, unless it left.
 func (to *caller) deliver(f func() error) error {
+	if to == nil {
+		return f()
+	}
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	if to.left {

@@ -50,7 +50,10 @@ LIMIT 1`
 // and never more than the greatest Duration.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
-	if err = checkKey(key); err == nil && !c.absent(key) {
+	if err = checkKey(key); err == nil {
+		if c.absent(key) {
+			return 0, false, nil
+		}
 		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
 		c.answered(key, found, err)
 	}

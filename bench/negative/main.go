@@ -130,8 +130,11 @@ func getter(ctx context.Context, c *fastpgcache.Cache, key string, want bool) fu
 	}
 }
 
-// misses compares lookups of a missing key by one caller.
+// misses compares lookups of a missing key by one caller, whose ctx can end as any
+// request's can.
 func misses(ctx context.Context, dsn string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	off, err := fastpgcache.Open(dsn, fastpgcache.Config{})
 	if err != nil {
 		return err

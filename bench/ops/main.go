@@ -38,6 +38,7 @@ type operation struct {
 	call   func(ctx context.Context, c *fastpgcache.Cache, key string) error
 	before string
 	once   bool // one call is the whole block
+	repeat bool // the statement, by hand too, runs until it finds no row
 }
 
 const (
@@ -108,9 +109,9 @@ var operations = []operation{
 		},
 	}, {
 		name: "Keys, 8,192 of them", before: fill, args: func(string) []any { return nil }, once: true,
-		hand: `SELECT key FROM cache WHERE user_id = current_user AND ` + live + ` ORDER BY user_id, key`,
+		hand: `SELECT key FROM cache WHERE user_id = current_user AND key LIKE 'key:%' AND ` + live + ` ORDER BY user_id, key`,
 		call: func(ctx context.Context, c *fastpgcache.Cache, _ string) error {
-			for _, err := range c.Keys(ctx, "") {
+			for _, err := range c.Keys(ctx, "key:") {
 				if err != nil {
 					return err
 				}
@@ -118,8 +119,8 @@ var operations = []operation{
 			return nil
 		},
 	}, {
-		name: "Clear, 8,192 entries", before: fill, args: func(string) []any { return nil }, once: true,
-		hand: `DELETE FROM cache WHERE user_id = current_user`,
+		name: "Clear, 8,192 entries", before: fill, args: func(string) []any { return nil }, once: true, repeat: true,
+		hand: `DELETE FROM cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM cache WHERE user_id = current_user LIMIT 1000)) RETURNING ` + live,
 		call: func(ctx context.Context, c *fastpgcache.Cache, _ string) error {
 			_, err := c.Clear(ctx)
 			return err
@@ -170,7 +171,14 @@ func run(ctx context.Context, blocks int) error {
 			return fmt.Errorf("%s: %w", op.name, err)
 		}
 		calls := []func(key string) error{
-			func(key string) error { return drain(stmt.QueryContext(ctx, op.args(key)...)) },
+			func(key string) error {
+				for {
+					n, err := drain(stmt.QueryContext(ctx, op.args(key)...))
+					if n == 0 || err != nil || !op.repeat {
+						return err
+					}
+				}
+			},
 			func(key string) error { return op.call(ctx, plain, key) },
 			func(key string) error { return op.call(ctx, merging, key) },
 		}
@@ -200,26 +208,26 @@ func run(ctx context.Context, blocks int) error {
 	return out.Flush()
 }
 
-// drain reads the rows as the cache does.
-func drain(rows *sql.Rows, err error) error {
+// drain reads the rows as the cache does, and counts them.
+func drain(rows *sql.Rows, err error) (n int, _ error) {
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	values := make([]any, len(columns))
 	for i := range values {
 		values[i] = new(any)
 	}
-	for rows.Next() {
+	for ; rows.Next(); n++ {
 		if err := rows.Scan(values...); err != nil {
-			return err
+			return n, err
 		}
 	}
-	return rows.Err()
+	return n, rows.Err()
 }
 
 // block returns the time per call.
