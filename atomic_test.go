@@ -99,14 +99,6 @@ func TestAddLeavesAnEntryAlone(t *testing.T) {
 	}
 }
 
-func TestIncrementLosesNoCountAcrossProcesses(t *testing.T) {
-	dsn, _ := setUp(t)
-	c := openCache(t, dsn, Config{})
-	expired(t, c, "counter", 77)
-	children(t, 2, "increment", dsn) // 50 goroutines of 100 each
-	wantEntry(t, c, "counter", "10000")
-}
-
 func TestIncrementSetsTTLOnlyWhenItCreates(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)

@@ -10,15 +10,22 @@ import (
 	"github.com/lib/pq"
 )
 
-func TestConformance(t *testing.T) {
-	connect := func(settings string) func(string) (driver.Connector, error) {
-		return func(dsn string) (driver.Connector, error) { return pq.NewConnector(dsn + settings) }
-	}
-	conformance.Run(t,
-		conformance.Driver{Name: "pq", Connect: connect("")},
-		conformance.Driver{Name: "pq-binary", Connect: connect(" binary_parameters=yes")},
-	)
+func pqDriver(name, settings string) conformance.Driver {
+	return conformance.Driver{Name: name, Connect: func(dsn string) (driver.Connector, error) {
+		return pq.NewConnector(dsn + settings)
+	}}
 }
+
+var (
+	pqText   = pqDriver("pq", "")
+	pqBinary = pqDriver("pq-binary", " binary_parameters=yes")
+)
+
+func TestConformance(t *testing.T) { conformance.Run(t, pqText, pqBinary) }
+
+func TestProcesses(t *testing.T) { conformance.RunProcesses(t, pqBinary) }
+
+func TestChildProcess(t *testing.T) { conformance.Child(t, pqBinary) }
 
 func TestOpenKeepsAPoolOfTenOverPQAndClosesIt(t *testing.T) {
 	c := newCache(t)

@@ -1,15 +1,12 @@
 package fastpgcache
 
 import (
-	"bufio"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -202,128 +199,6 @@ func TestGetOrSetLeavesNoLease(t *testing.T) {
 	})
 	wantNoEntry(t, c, "bad")
 	wantNoEntry(t, c, "worse")
-}
-
-// A stampede: 1,000 callers in 4 processes, with 4 connections each, on a cold key
-// that takes 200 ms to load.
-func TestGetOrSetLoadsOnceForAllProcesses(t *testing.T) {
-	dsn, _ := setUp(t)
-	start := time.Now()
-	var loads int64
-	values := map[string]bool{}
-	for _, r := range children(t, 4, "stampede", dsn) {
-		loads += r.Loads
-		for _, v := range r.Values {
-			values[v] = true
-		}
-		t.Logf("a process with %d loads took %v", r.Loads, r.Took)
-	}
-	if loads != 1 || len(values) != 1 {
-		t.Errorf("got %d loads and %d values, want 1 and 1", loads, len(values))
-	}
-	t.Logf("all in %v", time.Since(start))
-}
-
-// report is what a child process tells.
-type childReport struct {
-	Loads  int64
-	Values []string
-	Took   time.Duration
-}
-
-// children runs a job in n processes, which begin together, and returns what they
-// report.
-func children(t *testing.T, n int, job, dsn string) []childReport {
-	t.Helper()
-	type child struct {
-		cmd *exec.Cmd
-		in  io.WriteCloser
-		out *bufio.Scanner
-	}
-	var all []child
-	for range n {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChildProcess$")
-		cmd.Env = append(os.Environ(), "FASTPGCACHE_CHILD="+job, "FASTPGCACHE_CHILD_DSN="+dsn)
-		cmd.Stderr = os.Stderr
-		in, err1 := cmd.StdinPipe()
-		out, err2 := cmd.StdoutPipe()
-		if err := errors.Join(err1, err2, cmd.Start()); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, child{cmd, in, bufio.NewScanner(out)})
-	}
-	for _, c := range all {
-		if !c.out.Scan() || c.out.Text() != "ready" {
-			t.Fatalf("a child said %q, %v", c.out.Text(), c.out.Err())
-		}
-	}
-	for _, c := range all {
-		c.in.Close()
-	}
-	var reports []childReport
-	for _, c := range all {
-		var r childReport
-		c.out.Scan()
-		if err := json.Unmarshal(c.out.Bytes(), &r); err != nil {
-			t.Fatalf("a child said %q", c.out.Text())
-		}
-		for c.out.Scan() {
-		}
-		if err := c.cmd.Wait(); err != nil {
-			t.Fatal(err)
-		}
-		reports = append(reports, r)
-	}
-	return reports
-}
-
-// TestChildProcess is no test, but what children runs.
-func TestChildProcess(t *testing.T) {
-	job := os.Getenv("FASTPGCACHE_CHILD")
-	if job == "" {
-		t.Skip("no child process")
-	}
-	c := openCache(t, os.Getenv("FASTPGCACHE_CHILD_DSN"), Config{})
-	c.DB().SetMaxOpenConns(4)
-	fmt.Println("ready")
-	io.ReadAll(os.Stdin)
-	start := time.Now()
-	var mu sync.Mutex
-	var r childReport // guarded by mu
-	var wg sync.WaitGroup
-	switch job {
-	case "stampede":
-		for range 250 {
-			wg.Go(func() {
-				var got string
-				err := c.GetOrSet(t.Context(), "cold", &got, time.Minute, func(ctx context.Context) (any, error) {
-					time.Sleep(200 * time.Millisecond)
-					return fmt.Sprint("loaded by ", os.Getpid()), nil
-				})
-				if err != nil {
-					t.Error(err)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if !slices.Contains(r.Values, got) {
-					r.Values = append(r.Values, got)
-				}
-			})
-		}
-	case "increment":
-		for range 50 {
-			wg.Go(func() {
-				for range 100 {
-					if _, err := c.Increment(t.Context(), "counter", 1, time.Minute); err != nil {
-						t.Error(err)
-					}
-				}
-			})
-		}
-	}
-	wg.Wait()
-	r.Loads, r.Took = c.Stats().Loads, time.Since(start)
-	json.NewEncoder(os.Stdout).Encode(r)
 }
 
 func TestGetOrSetHoldsNoConnectionWhileLoading(t *testing.T) {

@@ -40,6 +40,10 @@ var drivers = []conformance.Driver{pgxDriver(""), pgxDriver("exec"), pgxDriver("
 
 func TestConformance(t *testing.T) { conformance.Run(t, drivers...) }
 
+func TestProcesses(t *testing.T) { conformance.RunProcesses(t, drivers[0]) }
+
+func TestChildProcess(t *testing.T) { conformance.Child(t, drivers...) }
+
 // TestEveryModeTakesTheArgumentsOfTheStatements is for whoever writes one: an
 // array goes as its text, a value that is absent as nil.
 func TestEveryModeTakesTheArgumentsOfTheStatements(t *testing.T) {

@@ -50,6 +50,38 @@ func operations() []operation {
 		{name: "delete", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			return c.Delete(ctx, key)
 		}},
+		{name: "add", keyed: true, stores: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			_, err := c.Add(ctx, key, "added", time.Hour)
+			return false, err
+		}},
+		{name: "increment", keyed: true, stores: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			_, err := c.Increment(ctx, key, 1, time.Hour)
+			if errors.Is(err, fastpgcache.ErrNotInteger) {
+				err = nil // what the others leave there
+			}
+			return false, err
+		}},
+		{name: "take", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			_, found, err := c.Take(ctx, key)
+			return found, err
+		}},
+		{name: "set many", keyed: true, stores: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			return false, c.SetMany(ctx, map[string]any{key: "set", "more": []byte{0}}, time.Hour)
+		}},
+		{name: "get many", keyed: true, reads: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			values, err := c.GetMany(ctx, []string{key, key})
+			return len(values) > 0, err
+		}},
+		{name: "delete many", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			n, err := c.DeleteMany(ctx, []string{key, key})
+			return n > 0, err
+		}},
+		{name: "keys", reads: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {
+			for _, err := range c.Keys(ctx, "no such key") {
+				return err == nil, err
+			}
+			return false, nil
+		}},
 		{name: "cleanup", run: func(ctx context.Context, c *cache, _ string) (bool, error) {
 			_, err := c.Cleanup(ctx)
 			return false, err

@@ -1,0 +1,129 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var loadTests = []test{
+	{name: "GetOrSetLoadsOnceForManyCallers", run: testLoadOnce},
+	{name: "AFailedLoadIsNotKept", run: testFailedLoad},
+	{name: "APanicOfALoaderIsTheFirstCallersAlone", run: testPanickingLoad},
+	{name: "ASetOrDeleteDuringTheLoadWins", run: testLoadLoses},
+	{name: "ALoaderLivesAsLongAsAnyCallerWaits", run: testLoadersContext},
+	{name: "GetOrSetLoadsWithoutADatabase", run: testLoadOffline},
+}
+
+func testLoadOnce(s *suite, t *testing.T) {
+	c, ctx := s.cache(t), bounded(t)
+	var loads atomic.Int64
+	load := func(context.Context) (any, error) {
+		loads.Add(1)
+		time.Sleep(20 * time.Millisecond)
+		return map[string]int{"n": 7}, nil
+	}
+	atOnce(func(int) {
+		var got struct{ N int }
+		if err := c.GetOrSet(ctx, "k", &got, time.Hour, load); err != nil || got.N != 7 {
+			t.Errorf("got %v, %v", got, err)
+		}
+	})
+	if loads.Load() != 1 {
+		t.Errorf("got %d loads, want 1", loads.Load())
+	}
+	wantHit(t, c, "k", `{"n":7}`)
+	wantTTL(t, c, "k", time.Hour)
+
+	// What does not decode is a miss.
+	mustSet(t, c, "k", "no JSON", 0)
+	var got struct{ N int }
+	if err := c.GetOrSet(ctx, "k", &got, time.Hour, load); err != nil || got.N != 7 || loads.Load() != 2 {
+		t.Errorf("got %v, %v after %d loads", got, err, loads.Load())
+	}
+}
+
+var errLoader = errors.New("nothing to load")
+
+func testFailedLoad(s *suite, t *testing.T) {
+	c := s.cache(t)
+	for range 2 {
+		err := c.GetOrSet(bounded(t), "k", nil, 0, func(context.Context) (any, error) { return nil, errLoader })
+		wantError(t, "get or set", err, errLoader)
+		wantMiss(t, c, "k")
+	}
+}
+
+func testPanickingLoad(s *suite, t *testing.T) {
+	c := s.cache(t)
+	ctx := bounded(t)
+	var panics, fails atomic.Int64
+	atOnce(func(int) {
+		defer func() {
+			if recover() != nil {
+				panics.Add(1)
+			}
+		}()
+		err := c.GetOrSet(ctx, "k", nil, 0, func(context.Context) (any, error) {
+			time.Sleep(50 * time.Millisecond)
+			panic("a bug")
+		})
+		if err == nil {
+			t.Error("got no error")
+		}
+		fails.Add(1)
+	})
+	// Who comes late loads anew.
+	if panics.Load() < 1 || fails.Load() < 1 || panics.Load() > fails.Load() {
+		t.Errorf("%d callers saw the panic, %d an error", panics.Load(), fails.Load())
+	}
+	wantMiss(t, c, "k")
+}
+
+func testLoadLoses(s *suite, t *testing.T) {
+	c := s.cache(t)
+	err := c.GetOrSet(bounded(t), "k", nil, 0, func(ctx context.Context) (any, error) {
+		return "loaded", c.Set(ctx, "k", "set", 0)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	wantHit(t, c, "k", "set")
+	err = c.GetOrSet(bounded(t), "gone", nil, 0, func(ctx context.Context) (any, error) {
+		_, err := c.Delete(ctx, "gone")
+		return "loaded", err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	wantMiss(t, c, "gone")
+}
+
+func testLoadersContext(s *suite, t *testing.T) {
+	c := s.cache(t)
+	ctx, cancel := context.WithCancel(bounded(t))
+	ended := make(chan struct{})
+	err := c.GetOrSet(ctx, "k", nil, 0, func(loading context.Context) (any, error) {
+		cancel()
+		<-loading.Done()
+		close(ended)
+		return nil, loading.Err()
+	})
+	wantError(t, "get or set", err, context.Canceled)
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("the loader's context never ended")
+	}
+}
+
+func testLoadOffline(s *suite, t *testing.T) {
+	c, _ := s.offline(t)
+	var got string
+	err := c.GetOrSet(bounded(t), "k", &got, 0, func(context.Context) (any, error) { return "loaded", nil })
+	if err != nil || got != "loaded" {
+		t.Errorf("got %q, %v, want what was loaded", got, err)
+	}
+}
