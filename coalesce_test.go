@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -125,6 +126,95 @@ func TestCallsGatherWhileStatementsAreInFlight(t *testing.T) {
 			if err := <-o; err != nil {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+func TestACrowdGetsAThirdStatement(t *testing.T) {
+	for conns, want := range map[int][]int{10: {1, 1, crowd}, 5: {1, 1}, 0: {1, 1, crowd}} {
+		r := &recorder{}
+		inBubble(t, conns, r, func(t *testing.T, c *coalescer[string, string]) {
+			var outcomes []<-chan error
+			call := func(n int) {
+				for range n {
+					outcomes = append(outcomes, start(t.Context(), c, fmt.Sprint("call ", len(outcomes))))
+				}
+			}
+			check := func(when string, want []int) {
+				t.Helper()
+				var got []int
+				for _, args := range r.sent() {
+					got = append(got, len(args))
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("%d connections, %s: sent %v calls, want %v", conns, when, got, want)
+				}
+			}
+			call(2 + crowd - 1)
+			check("before it is one", []int{1, 1})
+			call(1)
+			check("with a crowd", want)
+			call(crowd)
+			check("with another", want) // no fourth
+			close(r.answer)
+			for _, o := range outcomes {
+				if err := <-o; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// A call that finds a place free, but another statement in flight, lets those go
+// first who would call next.
+func TestTheSecondStatementTakesAlongWhoCallsJustThen(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		first := start(t.Context(), c, "first")
+		var outcomes []<-chan error
+		for i := range 5 {
+			outcome := make(chan error, 1)
+			go func() {
+				_, err := c.do(t.Context(), fmt.Sprint(i))
+				outcome <- err
+			}()
+			outcomes = append(outcomes, outcome)
+		}
+		synctest.Wait()
+		if got := r.sent(); len(got) != 2 || len(got[1]) != 5 {
+			t.Errorf("sent %v, want the first call and the five together", got)
+		}
+		close(r.answer)
+		for _, o := range append(outcomes, first) {
+			if err := <-o; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Callers who call again at once, as they wake, are in the next batch together.
+func TestABatchAwaitsThoseItWoke(t *testing.T) {
+	r := &recorder{}
+	inBubble(t, 3, r, func(t *testing.T, c *coalescer[string, string]) { // one in flight
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		var wg sync.WaitGroup
+		for i := range 1 + 10 {
+			wg.Go(func() {
+				for range 1 + min(i, 1)*4 { // the first calls once, the others five times
+					if _, err := c.do(t.Context(), fmt.Sprint(i)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			synctest.Wait()
+		}
+		close(r.answer)
+		wg.Wait()
+		if got := len(r.sent()); got > 8 {
+			t.Errorf("sent %d statements of %v, want six or little more", got, r.sent())
 		}
 	})
 }

@@ -45,7 +45,7 @@ func TestProcesses(t *testing.T) { conformance.RunProcesses(t, drivers[0]) }
 func TestChildProcess(t *testing.T) { conformance.Child(t, drivers...) }
 
 // TestEveryModeTakesTheArgumentsOfTheStatements is for whoever writes one: an
-// array goes as its text, a value that is absent as nil.
+// array goes as its text or, to pgx, as a slice, a value that is absent as nil.
 func TestEveryModeTakesTheArgumentsOfTheStatements(t *testing.T) {
 	dsn := pgtest.Database(t)
 	for _, d := range drivers {
@@ -72,6 +72,11 @@ func TestEveryModeTakesTheArgumentsOfTheStatements(t *testing.T) {
 				{`SELECT coalesce(array_length($1::text[], 1)::text, 'none')`, `{}`, "none"},
 				{`SELECT encode(($1::bytea[])[1], 'hex')`, `{"\\x00ff",NULL}`, "00ff"},
 				{`SELECT ($1::bigint[])[2]::text`, `{1,-2}`, "-2"},
+				{`SELECT array_to_string($1::text[], '|', 'null')`, []string{"a", "b\"\\", "", "NULL", "{}"}, `a|b"\||NULL|{}`},
+				{`SELECT array_to_string($1::text[], '|', 'null')`, []*string{new(string), nil}, `|null`},
+				{`SELECT coalesce(array_length($1::bytea[], 1)::text, 'none')`, [][]byte{}, "none"},
+				{`SELECT encode(($1::bytea[])[1], 'hex') || coalesce(($1::bytea[])[2]::text, 'null')`, [][]byte{{0, 0xff}, nil}, "00ffnull"},
+				{`SELECT array_to_string($1::bigint[], '|', 'null')`, []*int64{new(int64), nil}, "0|null"},
 			} {
 				stmt, err := db.PrepareContext(t.Context(), tt.query)
 				if err != nil {
