@@ -30,6 +30,8 @@ A batch
 
 Missing keys
   Get: found false, no error, and dest is untouched
+  10000 of them, with a filter: a query for one in a hundred at most, true
+  Get, once that key is set: found true
 
 Two users
   Bob gets Alice's key:          found false
