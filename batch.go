@@ -291,18 +291,22 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	if len(first) == 1 && len(later) == 0 {
 		return c.setSorted(ctx, first[0])
 	}
-	store := func(c *Cache) error {
+	store := func(c *Cache, to *caller) error {
 		for _, entries := range first {
 			if err := c.setSorted(ctx, entries); err != nil {
 				return err
 			}
 		}
 		for rest := later; len(rest) > 0; {
-			entries, _, err := encodeChunk(rest, items, micros)
-			if err != nil {
+			var entries []entry
+			err := to.deliver(func() (err error) { // who left may change items
+				entries, _, err = encodeChunk(rest, items, micros)
 				return err
+			})
+			if err == nil {
+				err = c.setSorted(ctx, entries)
 			}
-			if err := c.setSorted(ctx, entries); err != nil {
+			if err != nil {
 				return err
 			}
 			rest = rest[len(entries):]
@@ -310,10 +314,10 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 		return nil
 	}
 	if c.tx != nil {
-		return store(c)
+		return store(c, nil)
 	}
 	defer c.enter(keys...)
-	return c.retry(ctx, func(*caller) error {
+	return c.retry(ctx, func(to *caller) error {
 		if !c.cfg.DisablePrepare { // the transaction could not
 			if _, err := c.stmt.setMany.prepare(ctx, c.db); err != nil {
 				return err
@@ -324,7 +328,7 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 			return err
 		}
 		defer tx.Rollback()
-		if err := store(c.WithTx(tx)); err != nil {
+		if err := store(c.WithTx(tx), to); err != nil {
 			return err
 		}
 		return tx.Commit()

@@ -201,7 +201,8 @@ type caller struct {
 	left bool // guarded by mu
 }
 
-// deliver calls f, which may write to what the caller reads, unless it left.
+// deliver calls f, which may write to what the caller reads or read what it may
+// write, unless it left.
 func (to *caller) deliver(f func() error) error {
 	if to == nil {
 		return f()

@@ -1,0 +1,70 @@
+package fastpgcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// encodings tells of each time that it is encoded.
+type encodings struct{ tell func() }
+
+func (e encodings) MarshalJSON() ([]byte, error) {
+	e.tell()
+	return []byte("1"), nil
+}
+
+// hugeItems are more than SetMany encodes once: those of small are encoded again
+// when they are sent.
+func hugeItems(small int, tell func()) map[string]any {
+	items := make(map[string]any)
+	for i := range maxHeldBytes/chunkBytes + 1 {
+		items[fmt.Sprint("large ", i)] = strings.Repeat("x", chunkBytes)
+	}
+	for i := range small {
+		items[fmt.Sprint("small ", i)] = encodings{tell}
+	}
+	return items
+}
+
+func TestSetManyEncodesAgainWhatItDoesNotHold(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	var encoded atomic.Int64
+	if err := c.SetMany(t.Context(), hugeItems(3, func() { encoded.Add(1) }), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if got := encoded.Load(); got != 6 {
+		t.Errorf("encoded %d times, want twice each", got)
+	}
+	var rows int
+	err := c.DB().QueryRow(`SELECT count(*) FROM cache WHERE octet_length(value) = $1 OR value = '1'`, chunkBytes).Scan(&rows)
+	if want := maxHeldBytes/chunkBytes + 1 + 3; err != nil || rows != want {
+		t.Errorf("got %d rows, %v, want %d", rows, err, want)
+	}
+}
+
+// The map is the caller's again once SetMany has returned: the race detector sees.
+func TestSetManyLeavesTheMapAloneOnceItHasReturned(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var encoded atomic.Int64
+	items := hugeItems(100, func() {
+		if encoded.Add(1) == 101 {
+			cancel()
+			time.Sleep(50 * time.Millisecond) // there is more to encode
+		}
+	})
+	if err := c.SetMany(ctx, items, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want Canceled", err)
+	}
+	clear(items)
+	if n := len(keysOf(t, c, "")); n != 0 {
+		t.Errorf("%d keys are stored, want none", n)
+	}
+}
