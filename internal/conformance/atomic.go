@@ -216,7 +216,11 @@ func testSetMany(s *suite, t *testing.T) {
 		t.Fatalf("got %d values, %v, want %d", len(values), err, len(items))
 	}
 	for key, item := range items {
-		if got, want := values[key].String(), fmt.Sprintf("%s", item); got != want && got != fmt.Sprint(item) {
+		want := fmt.Sprint(item)
+		if b, ok := item.([]byte); ok {
+			want = string(b)
+		}
+		if got := values[key].String(); got != want {
 			t.Errorf("%s: got %q, want %q", key, got, want)
 		}
 	}
