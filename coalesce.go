@@ -27,6 +27,7 @@ const (
 	maxInFlight = 3
 	crowd       = 32 // calls
 	maxYields   = 32
+	maxYielding = 100 * time.Microsecond
 )
 
 // coalescer merges concurrent calls of one operation into statements. A call that
@@ -228,10 +229,12 @@ func (c *coalescer[A, R]) run(b *batch[A, R], round int) {
 }
 
 // regather lets the n callers that were just woken call again, so that the next batch
-// is as large as the last: until three in four have, or it is clear that they will not.
+// is as large as the last: until three in four have, or it is clear that they will not,
+// or the processors have other things to do.
 func (c *coalescer[A, R]) regather(n int) {
+	start := time.Now()
 	for range maxYields {
-		if 4*int(c.gathered.Load()) >= 3*n {
+		if 4*int(c.gathered.Load()) >= 3*n || time.Since(start) > maxYielding {
 			return
 		}
 		runtime.Gosched()
