@@ -21,12 +21,19 @@ type array interface {
 // textArray is a text[].
 type textArray []string
 
+func (a textArray) size() (bytes int) {
+	for _, s := range a {
+		bytes += len(s)
+	}
+	return bytes
+}
+
 func (a textArray) Value() (driver.Value, error) {
-	return arrayText(len(a), func(b []byte, i int) []byte { return appendQuoted(b, a[i]) }), nil
+	return arrayText(len(a), a.size(), func(b []byte, i int) []byte { return appendQuoted(b, a[i]) }), nil
 }
 
 func (a textArray) BinaryValue() ([]byte, error) {
-	return arrayBinary(textOID, len(a), func(b []byte, i int) []byte { return appendSized(b, a[i]) }), nil
+	return arrayBinary(textOID, len(a), a.size(), func(b []byte, i int) []byte { return appendSized(b, a[i]) }), nil
 }
 
 func (a textArray) slice() any { return []string(a) }
@@ -34,8 +41,15 @@ func (a textArray) slice() any { return []string(a) }
 // valueArray is the text[] of the column value, NULL where an entry is no text.
 type valueArray []entry
 
+func (a valueArray) size() (bytes int) {
+	for i := range a {
+		bytes += len(a[i].value.text)
+	}
+	return bytes
+}
+
 func (a valueArray) Value() (driver.Value, error) {
-	return arrayText(len(a), func(b []byte, i int) []byte {
+	return arrayText(len(a), a.size(), func(b []byte, i int) []byte {
 		if !a[i].value.isText {
 			return append(b, "NULL"...)
 		}
@@ -44,7 +58,7 @@ func (a valueArray) Value() (driver.Value, error) {
 }
 
 func (a valueArray) BinaryValue() ([]byte, error) {
-	return arrayBinary(textOID, len(a), func(b []byte, i int) []byte {
+	return arrayBinary(textOID, len(a), a.size(), func(b []byte, i int) []byte {
 		if !a[i].value.isText {
 			return append(b, null...)
 		}
@@ -75,8 +89,15 @@ func (a valueBytesArray) len() int {
 	return 0
 }
 
+func (a valueBytesArray) size() (bytes int) {
+	for i := range a {
+		bytes += len(a[i].value.bytes)
+	}
+	return bytes
+}
+
 func (a valueBytesArray) Value() (driver.Value, error) {
-	return arrayText(a.len(), func(b []byte, i int) []byte {
+	return arrayText(a.len(), 2*a.size(), func(b []byte, i int) []byte {
 		if a[i].value.isText {
 			return append(b, "NULL"...)
 		}
@@ -85,7 +106,7 @@ func (a valueBytesArray) Value() (driver.Value, error) {
 }
 
 func (a valueBytesArray) BinaryValue() ([]byte, error) {
-	return arrayBinary(byteaOID, a.len(), func(b []byte, i int) []byte {
+	return arrayBinary(byteaOID, a.len(), a.size(), func(b []byte, i int) []byte {
 		if a[i].value.isText {
 			return append(b, null...)
 		}
@@ -107,7 +128,7 @@ func (a valueBytesArray) slice() any {
 type ttlArray []entry
 
 func (a ttlArray) Value() (driver.Value, error) {
-	return arrayText(len(a), func(b []byte, i int) []byte {
+	return arrayText(len(a), 8*len(a), func(b []byte, i int) []byte {
 		if a[i].micros == noTTL {
 			return append(b, "NULL"...)
 		}
@@ -116,7 +137,7 @@ func (a ttlArray) Value() (driver.Value, error) {
 }
 
 func (a ttlArray) BinaryValue() ([]byte, error) {
-	return arrayBinary(int8OID, len(a), func(b []byte, i int) []byte {
+	return arrayBinary(int8OID, len(a), 8*len(a), func(b []byte, i int) []byte {
 		if a[i].micros == noTTL {
 			return append(b, null...)
 		}
@@ -134,9 +155,10 @@ func (a ttlArray) slice() any {
 	return ttls
 }
 
-// arrayText is the text form of n elements (PostgreSQL's manual, section 8.15.2).
-func arrayText(n int, element func(b []byte, i int) []byte) string {
-	b := append(make([]byte, 0, 2+48*n), '{')
+// arrayText is the text form of n elements, of some size in bytes in all
+// (PostgreSQL's manual, section 8.15.2).
+func arrayText(n, size int, element func(b []byte, i int) []byte) string {
+	b := append(make([]byte, 0, 2+6*n+size), '{')
 	for i := range n {
 		if i > 0 {
 			b = append(b, ',')
@@ -167,11 +189,11 @@ const (
 
 var null = []byte{0xff, 0xff, 0xff, 0xff}
 
-// arrayBinary is the binary form of n elements: dimensions, a flag for NULLs, the
-// element type, then the one dimension's length and lower bound, and each element
-// behind its length (array_recv in PostgreSQL's arrayfuncs.c).
-func arrayBinary(elementOID uint32, n int, element func(b []byte, i int) []byte) []byte {
-	b := make([]byte, 0, 20+48*n)
+// arrayBinary is the binary form of n elements, of size bytes in all: dimensions, a
+// flag for NULLs, the element type, then the one dimension's length and lower bound,
+// and each element behind its length (array_recv in PostgreSQL's arrayfuncs.c).
+func arrayBinary(elementOID uint32, n, size int, element func(b []byte, i int) []byte) []byte {
+	b := make([]byte, 0, 20+4*n+size)
 	if n == 0 {
 		return binary.BigEndian.AppendUint32(append(b, make([]byte, 8)...), elementOID)
 	}

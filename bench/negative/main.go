@@ -1,6 +1,6 @@
 // Command negative measures what a filter of the keys brings a cache, and costs it:
 //
-//	cd bench && go run ./negative [-keys 1000000]
+//	cd bench && go run ./negative [-keys 1000000] [-open 3m]
 //
 // It starts a throwaway PostgreSQL and a Redis, and prints lookups of missing keys with
 // and without filter and on Redis; loading and catching up with few keys and with many;
@@ -30,8 +30,11 @@ import (
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
+var openFor time.Duration
+
 func main() {
 	keys := flag.Int("keys", 1_000_000, "keys in the larger table")
+	flag.DurationVar(&openFor, "open", 0, "how long a transaction has been open when catching up beside it is measured")
 	flag.Parse()
 	if err := run(context.Background(), *keys); err != nil {
 		fmt.Fprintln(os.Stderr, "negative:", err)
@@ -264,6 +267,7 @@ func catchUps(ctx context.Context, dsn string, db *sql.DB) error {
 	if _, err := db.ExecContext(ctx, `DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM txid_current(); COMMIT; END LOOP; END $$`); err != nil {
 		return err
 	}
+	time.Sleep(openFor)
 	if err := round("100,000 rows uncommitted"); err != nil {
 		return err
 	}

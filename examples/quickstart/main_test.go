@@ -91,6 +91,7 @@ func open(t *testing.T, dsn string) *sql.DB {
 func TestNothingToRun(t *testing.T) {
 	t.Setenv("FASTPGCACHE_TEST_BINDIR", t.TempDir())
 	t.Setenv("HOME", t.TempDir())
+	t.Setenv("TMPDIR", t.TempDir())               // the download leaves a log there
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1") // nothing is downloaded
 	err := run(t.Context(), "", new(bytes.Buffer))
 	if err == nil || !strings.HasPrefix(err.Error(), "install PostgreSQL (apt-get install postgresql") || strings.Contains(err.Error(), "\n") {
