@@ -104,7 +104,7 @@ const takeSQL = `
 WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key)
 DELETE FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
-  AND (SELECT count(*) FROM lease) >= 0
+  AND (SELECT true FROM lease) IS NOT FALSE
 RETURNING value, value_bytes`
 
 func (c *Cache) take(ctx context.Context, key string) (v Value, found bool, err error) {

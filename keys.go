@@ -74,7 +74,7 @@ func (c *Cache) keys(ctx context.Context, prefix, after string, page []string) (
 
 // Clear removes this user's entries, and nobody else's, and returns how many there
 // were; expired ones go, too, but do not count. It works in short statements of
-// 1,000 entries each, so it holds nobody up, and entries that are written meanwhile
+// 2,000 entries each, so it holds nobody up, and entries that are written meanwhile
 // may stay. When it fails, removed counts what was removed until then.
 func (c *Cache) Clear(ctx context.Context) (removed int, err error) {
 	// First the leases, so that what is being loaded is not stored behind us.
@@ -99,7 +99,7 @@ DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key F
 const clearSQL = `
 WITH page AS MATERIALIZED (
   SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key > $1 AND key < $2
-  ORDER BY user_id, key LIMIT 1000 FOR UPDATE),
+  ORDER BY user_id, key LIMIT 2000 FOR UPDATE),
 removed AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM page))
   RETURNING expires_at IS NULL OR expires_at > statement_timestamp() AS live)

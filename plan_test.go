@@ -22,7 +22,7 @@ const (
 	planSize   = 20_000
 	planBlocks = 80
 	planRows   = 50
-	clearPage  = 1000
+	clearPage  = 2000
 	beyond     = `'􏿿'`
 )
 

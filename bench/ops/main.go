@@ -119,13 +119,21 @@ var operations = []operation{
 			return nil
 		},
 	}, {
+		// In the order of the keys, as concurrent batches must not deadlock.
 		name: "Clear, 8,192 entries", before: fill, args: func(string) []any { return nil }, once: true, repeat: true,
+		hand: `DELETE FROM cache WHERE ctid = ANY (ARRAY(
+			SELECT ctid FROM cache WHERE user_id = current_user ORDER BY user_id, key LIMIT 1000 FOR UPDATE)) RETURNING ` + live,
+		call: clearAll,
+	}, {
+		name: "  by hand in any order", before: fill, args: func(string) []any { return nil }, once: true, repeat: true,
 		hand: `DELETE FROM cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM cache WHERE user_id = current_user LIMIT 1000)) RETURNING ` + live,
-		call: func(ctx context.Context, c *fastpgcache.Cache, _ string) error {
-			_, err := c.Clear(ctx)
-			return err
-		},
+		call: clearAll,
 	},
+}
+
+func clearAll(ctx context.Context, c *fastpgcache.Cache, _ string) error {
+	_, err := c.Clear(ctx)
+	return err
 }
 
 func main() {

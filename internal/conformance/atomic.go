@@ -181,15 +181,15 @@ func testClear(s *suite, t *testing.T) {
 	c, other := s.cache(t), s.cache(t)
 	mustSet(t, other, "theirs", "v", 0)
 	items := map[string]any{"binary": []byte{0}}
-	for i := range 1500 {
+	for i := range 2500 {
 		items[fmt.Sprint(i)] = i
 	}
 	if err := c.SetMany(bounded(t), items, 0); err != nil {
 		t.Fatal(err)
 	}
 	s.expire(t, c, "0")
-	if n, err := c.Clear(bounded(t)); n != 1500 || err != nil {
-		t.Errorf("got %d, %v, want 1500: an expired entry does not count", n, err)
+	if n, err := c.Clear(bounded(t)); n != 2500 || err != nil {
+		t.Errorf("got %d, %v, want 2500: an expired entry does not count", n, err)
 	}
 	if keys := walk(t, c, ""); keys != nil || s.rows(t, c, "0") != 0 {
 		t.Errorf("left: %q", keys)
