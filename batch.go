@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 )
 
 // lookup is what looking up a key gives.
@@ -182,12 +183,13 @@ func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) 
 	return results, err
 }
 
-// Bounds of one statement of SetMany, GetMany and DeleteMany, and of the values that
+// Bounds of one statement of SetMany, GetMany and DeleteMany, and of the entries that
 // SetMany encodes once; what is beyond is encoded for the check, and again when sent.
 const (
 	chunkKeys    = 1000
 	chunkBytes   = 4 << 20
 	maxHeldBytes = 32 << 20
+	entryBytes   = int(unsafe.Sizeof(entry{})) // beside its value
 )
 
 // GetMany looks keys up, in statements of at most 1,000, and returns those that are
@@ -318,10 +320,8 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	}
 	defer c.enter(keys...)
 	return c.retry(ctx, func(to *caller) error {
-		if !c.cfg.DisablePrepare { // the transaction could not
-			if _, err := c.stmt.setMany.prepare(ctx, c.db); err != nil {
-				return err
-			}
+		if _, err := c.prepared(ctx, c.stmt.setMany); err != nil { // the transaction could not
+			return err
 		}
 		tx, err := c.db.BeginTx(ctx, nil)
 		if err != nil {
@@ -347,7 +347,7 @@ func encodeChunk(keys []string, items map[string]any, micros int64) (entries []e
 			return nil, 0, fmt.Errorf("key %s: %w", shorten(key), err)
 		}
 		entries = append(entries, entry{key, v, micros})
-		bytes += v.len()
+		bytes += entryBytes + v.len()
 	}
 	return entries, bytes, nil
 }

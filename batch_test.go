@@ -68,3 +68,60 @@ func TestSetManyLeavesTheMapAloneOnceItHasReturned(t *testing.T) {
 		t.Errorf("%d keys are stored, want none", n)
 	}
 }
+
+func TestSetManyAfterCloseLeavesNothingPrepared(t *testing.T) {
+	dsn, _ := setUp(t)
+	owner := openCache(t, dsn, Config{})
+	owner.db.SetMaxOpenConns(1)
+	c, err := New(owner.db, Config{})
+	check(t, err)
+	check(t, c.Close())
+	items := make(map[string]any)
+	for i := range chunkKeys + 1 {
+		items[fmt.Sprint(i)] = i
+	}
+	if err := c.SetMany(t.Context(), items, 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
+	}
+	var n int
+	check(t, owner.db.QueryRow(`SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%INSERT%'`).Scan(&n))
+	if n != 0 {
+		t.Errorf("%d statements are prepared", n)
+	}
+}
+
+func TestATransactionRunsWhatIsPrepared(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	c.db.SetMaxOpenConns(1)
+	if _, err := c.Get(ctx, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := c.db.BeginTx(ctx, nil)
+	check(t, err)
+	defer tx.Rollback()
+	in := c.WithTx(tx)
+	for range 3 {
+		if _, err := in.Get(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var runs int
+	check(t, tx.QueryRow(`SELECT sum(generic_plans + custom_plans) FROM pg_prepared_statements WHERE statement LIKE '%value_bytes%'`).Scan(&runs))
+	if runs != 4 {
+		t.Errorf("the prepared statement ran %d times, want 4", runs)
+	}
+}
+
+func TestEncodedEntriesCountWithWhatTheyTakeBesideTheirValues(t *testing.T) {
+	keys := make([]string, chunkKeys)
+	items := make(map[string]any)
+	for i := range keys {
+		keys[i] = fmt.Sprint(i)
+		items[keys[i]] = ""
+	}
+	if _, bytes, err := encodeChunk(keys, items, noTTL); bytes < chunkKeys*entryBytes || err != nil {
+		t.Errorf("got %d bytes, %v", bytes, err)
+	}
+}

@@ -100,7 +100,8 @@ func checkIdentifier(field, name string) error {
 // concurrent use.
 type Cache struct {
 	*core
-	tx *sql.Tx // where every statement runs, if made by WithTx
+	tx   *sql.Tx  // where every statement runs, if made by WithTx
+	inTx sync.Map // of *statement: the *sql.Stmt that tx has of it
 }
 
 // core is what a Cache shares with those that its WithTx returns.

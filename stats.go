@@ -45,6 +45,12 @@ func (c *counters) lookup(found bool) {
 	}
 }
 
+// sent counts one run of s.
+func (c *counters) sent(s *statement) {
+	c.statements.Add(1)
+	c.keys.Add(s.keys)
+}
+
 // Stats returns the counters as they are now. It asks nothing of the database.
 func (c *Cache) Stats() Stats {
 	n := &c.stats

@@ -85,11 +85,11 @@ func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*
 
 func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.Rows, error) {
 	p, err := c.prepared(ctx, s)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case p != nil && c.tx != nil:
-		return c.tx.StmtContext(ctx, p).QueryContext(ctx, args...)
+	}
+	c.stats.sent(s)
+	switch {
 	case p != nil:
 		return p.QueryContext(ctx, args...)
 	case c.tx != nil:
@@ -124,11 +124,11 @@ func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (affected i
 
 func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Result, error) {
 	p, err := c.prepared(ctx, s)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case p != nil && c.tx != nil:
-		return c.tx.StmtContext(ctx, p).ExecContext(ctx, args...)
+	}
+	c.stats.sent(s)
+	switch {
 	case p != nil:
 		return p.ExecContext(ctx, args...)
 	case c.tx != nil:
@@ -139,18 +139,24 @@ func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Res
 
 // prepared returns the prepared form of s, or nil where the text itself is to run.
 func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
-	if c.closed.Load() {
+	switch {
+	case c.closed.Load():
 		return nil, ErrClosed
-	}
-	c.stats.statements.Add(1)
-	c.stats.keys.Add(s.keys)
-	if c.cfg.DisablePrepare {
+	case c.cfg.DisablePrepare:
 		return nil, nil
+	case c.tx == nil:
+		return s.prepare(ctx, c.db)
 	}
-	if c.tx != nil {
-		return s.prepared.Load(), nil // to prepare takes a connection: there may be none but tx's
+	if p, ok := c.inTx.Load(s); ok {
+		return p.(*sql.Stmt), nil
 	}
-	return s.prepare(ctx, c.db)
+	p := s.prepared.Load()
+	if p == nil {
+		return nil, nil // to prepare it takes a connection: there may be none but tx's
+	}
+	p = c.tx.StmtContext(ctx, p)
+	c.inTx.Store(s, p)
+	return p, nil
 }
 
 // maxAttempts is how often a statement runs that keeps losing to concurrent ones.
