@@ -30,6 +30,17 @@ const (
 	maxYielding = 100 * time.Microsecond
 )
 
+// places is how many statements a coalescer may have in flight, and how many more
+// may be slow: more would find no more work to merge, and keep the pool from the
+// caller's own use of it.
+func (c *core) places() (inFlight, slow int) {
+	pool := c.db.Stats().MaxOpenConnections
+	if pool == 0 {
+		return maxInFlight, 8
+	}
+	return min(maxInFlight, max(1, pool/2)), pool / 4
+}
+
 // coalescer merges concurrent calls of one operation into statements. A call that
 // finds none in flight runs alone, on its own goroutine and context; others gather in
 // a batch, which goes out the moment a place is free. Nothing waits for a timer: the

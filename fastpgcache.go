@@ -153,8 +153,13 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	if err := cfg.check(); err != nil {
 		return nil, prefixed("new", err)
 	}
-	c := &Cache{core: &core{db: db, cfg: cfg, leaseFor: leaseFor}}
-	c.pgx, c.pq = driverFrom(db.Driver(), "github.com/jackc/pgx"), driverFrom(db.Driver(), "github.com/lib/pq")
+	c := &Cache{core: &core{
+		db:       db,
+		pgx:      driverFrom(db.Driver(), "github.com/jackc/pgx"),
+		pq:       driverFrom(db.Driver(), "github.com/lib/pq"),
+		cfg:      cfg,
+		leaseFor: leaseFor,
+	}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	sql := func(text string, args int) *statement {
 		return newStatement(text, cfg.schema(), cfg.User, args)
@@ -321,35 +326,6 @@ func (c *core) report(op string, err error) {
 	if c.cfg.OnError != nil {
 		c.cfg.OnError(err)
 	}
-}
-
-// places is how many statements a coalescer may have in flight, and how many more
-// may be slow: more would find no more work to merge, and keep the pool from the
-// caller's own use of it.
-func (c *core) places() (inFlight, slow int) {
-	pool := c.db.Stats().MaxOpenConnections
-	if pool == 0 {
-		return maxInFlight, 8
-	}
-	return min(maxInFlight, max(1, pool/2)), pool / 4
-}
-
-// args completes a statement's arguments by the user label, if there is one, and
-// gives arrays the form that the driver does best with.
-func (c *core) args(args ...any) []any {
-	for i, arg := range args {
-		switch array, ok := arg.(array); {
-		case !ok || c.pq:
-		case c.pgx:
-			args[i] = array.slice()
-		default: // a wrapped pgx would take apart what a Valuer gives
-			args[i], _ = array.Value()
-		}
-	}
-	if c.cfg.User == "" {
-		return args
-	}
-	return append(args, c.cfg.User)
 }
 
 // Set stores value under key, replacing what is there, for ttl; 0 or NoExpiry

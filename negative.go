@@ -176,8 +176,9 @@ func hold(filter *CuckooFilter, hash uint64) bool {
 	return filter.lookupHash(hash) || filter.insertHash(hash)
 }
 
-// refresh starts a load or a catch-up in the background, unless one runs, one has just
-// ended well, before the lookup that asks for another, or the last one failed a moment ago.
+// refresh starts a load or a catch-up in the background, unless one runs, the last
+// one failed a moment ago, or the filter is current again: a lookup that was begun
+// before a catch-up may end after it.
 func (n *negative) refresh() {
 	if !n.busy.CompareAndSwap(false, true) {
 		return

@@ -452,6 +452,18 @@ func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
 	}
 }
 
+func TestALookupThatEndsBehindACatchUpStartsNone(t *testing.T) {
+	dsn, _ := setUp(t)
+	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
+	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
+	before := c.Stats()
+	c.answered("missing", false, nil)
+	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
+	if after := c.Stats(); after.CatchUps != before.CatchUps || after.Rebuilds != before.Rebuilds {
+		t.Errorf("got %d catch-ups and %d rebuilds more", after.CatchUps-before.CatchUps, after.Rebuilds-before.Rebuilds)
+	}
+}
+
 func TestManyNewKeysAreCaughtUp(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)

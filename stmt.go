@@ -65,6 +65,24 @@ func (s *statement) close() {
 	}
 }
 
+// args completes a statement's arguments by the user label, if there is one, and
+// gives arrays the form that the driver does best with.
+func (c *core) args(args ...any) []any {
+	for i, arg := range args {
+		switch a, ok := arg.(array); {
+		case !ok || c.pq:
+		case c.pgx:
+			args[i] = a.slice()
+		default: // a wrapped pgx would take apart what a Valuer gives
+			args[i], _ = a.Value()
+		}
+	}
+	if c.cfg.User == "" {
+		return args
+	}
+	return append(args, c.cfg.User)
+}
+
 // query runs s and calls scan for each of its rows, from the first row again
 // after a retry.
 func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*sql.Rows) error) error {

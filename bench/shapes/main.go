@@ -59,7 +59,8 @@ var shapes = []shape{
 	{"GET: the rows found, but nothing returned", false, `SELECT FROM unnest($1::text[]) k(key), LATERAL (
 		SELECT value FROM cache WHERE ` + live + ` LIMIT 1) c`},
 	{"the keys, given back", false, `SELECT k.key FROM unnest($1::text[]) k(key)`},
-	{"SET: INSERT … ON CONFLICT DO UPDATE (the library's)", true, given + insert + upsert},
+	{"SET: INSERT … ON CONFLICT DO UPDATE (the library's)", true, `INSERT INTO cache (user_id, key, value, value_bytes, expires_at)
+		SELECT current_user, e.key, e.value, e.value_bytes, ` + expiry + ` FROM ` + arrays + upsert},
 	{"SET: UPDATE, then INSERT what is new", true, given + `, u AS (
 		UPDATE cache c SET value = e.value, value_bytes = e.value_bytes, expires_at = e.expires_at FROM e
 		WHERE c.user_id = current_user AND c.key = e.key RETURNING c.key) ` + insert + ` WHERE key NOT IN (SELECT key FROM u)` + upsert},
