@@ -51,15 +51,15 @@ type generation struct {
 	filter *CuckooFilter
 	loaded int // keys it was made of
 	token  string
-	since  snapshot  // what it does not hold is later than this
-	at     time.Time // before since was taken, by both our clocks
+	since  negSnapshot // what it does not hold is later than this
+	at     time.Time   // before since was taken, by both our clocks
 
 	answers, falsePositives int64 // of all filters until this one was loaded
 }
 
 // snapshot tells which transactions were seen to have ended: those below xmax, but
 // for those running, a list of them as text.
-type snapshot struct {
+type negSnapshot struct {
 	xmax    int64
 	running string
 }
@@ -170,12 +170,6 @@ func (n *negative) enter(hash uint64) {
 	}
 }
 
-// hold reports whether filter holds hash now. What it has already, even by mistake,
-// need not be in it twice, since nothing ever leaves it.
-func hold(filter *CuckooFilter, hash uint64) bool {
-	return filter.lookupHash(hash) || filter.insertHash(hash)
-}
-
 // refresh starts a load or a catch-up in the background, unless one runs, the last
 // one failed a moment ago, or the filter is current again: a lookup that was begun
 // before a catch-up may end after it.
@@ -256,17 +250,17 @@ SELECT NULL, txid_snapshot_xmax(txid_current_snapshot()),
 const sinceKeys = 10000
 
 // news is what a catch-up brings, beside keys.
-type news struct {
+type negNews struct {
 	token     sql.NullString // NULL without an epoch
-	snapshot  snapshot
+	snapshot  negSnapshot
 	later     int   // keys of the first branch
 	lastLater int64 // the last transaction among them
 	ended     int   // keys of the second branch
 }
 
 // since enters the keys inserted since s.
-func (n *negative) since(ctx context.Context, s snapshot) (news, error) {
-	var got news
+func (n *negative) since(ctx context.Context, s negSnapshot) (negNews, error) {
+	var got negNews
 	var key, running sql.NullString
 	var xid sql.NullInt64
 	err := n.cache.query(ctx, n.cache.stmt.since, n.cache.args(s.xmax, s.running, n.table), func(rows *sql.Rows) error {
@@ -276,7 +270,7 @@ func (n *negative) since(ctx context.Context, s snapshot) (news, error) {
 		}
 		switch {
 		case !key.Valid:
-			got.token, got.snapshot = token, snapshot{xid.Int64, running.String}
+			got.token, got.snapshot = token, negSnapshot{xid.Int64, running.String}
 			return nil
 		case xid.Valid:
 			got.later++
@@ -345,7 +339,7 @@ func (n *negative) load(ctx context.Context) error {
 	}()
 
 	g := generation{at: time.Now()}
-	nothing := snapshot{xmax: math.MaxInt64}
+	nothing := negSnapshot{xmax: math.MaxInt64}
 	got, err := n.since(ctx, nothing)
 	if err == nil && !got.token.Valid {
 		if _, err = n.cache.exec(ctx, n.cache.stmt.beginEpoch); err == nil {
