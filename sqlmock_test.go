@@ -70,9 +70,9 @@ var operations = []operation{{
 }, {
 	name: "Set",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
-		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Nanosecond)
+		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Millisecond+time.Nanosecond)
 	},
-	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1)},
+	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1001)},
 	answers: []answer{{affected: 1}},
 }, {
 	name: "Get",
@@ -234,9 +234,16 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Cleanup(ctx)
 	},
-	args:    []driver.Value{int64(0), int64(256), nil},
+	args:    []driver.Value{"", nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
+}, {
+	name: "Ping",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Ping(ctx)
+	},
+	args:    []driver.Value{`"public".cache`},
+	answers: []answer{{rows: [][]driver.Value{{true}}}},
 }}
 
 // statement is a section of docs/unit-testing.md.
