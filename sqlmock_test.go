@@ -1087,3 +1087,27 @@ func TestFailedPrepareIsTriedAgain(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A server can undo a statement after its rows have come, at its commit.
+func TestRowsOfAFailedAttemptCountForNothing(t *testing.T) {
+	for _, op := range operations {
+		switch op.name {
+		case "Get", "TTL", "GetMany", "DeleteMany", "Delete", "Take", "Keys":
+		default:
+			continue
+		}
+		t.Run(op.name, func(t *testing.T) {
+			m := newMocked(t, mockMode{name: "role"})
+			text, args := m.text(t, op)
+			columns := m.page[op.name].columns
+			undone := rows(columns, op.answers[0]).AddRow(make([]driver.Value, len(columns))...)
+			undone.RowError(len(op.answers[0].rows), &serverError{"40001"})
+			nothing := op.answers[len(op.answers)-1]
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(undone)
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, nothing))
+			if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, nothing.want) {
+				t.Errorf("got %v, %v, want %v", got, err, nothing.want)
+			}
+		})
+	}
+}
