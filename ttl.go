@@ -142,7 +142,7 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 }
 
 const cleanupSQL = `
-SELECT removed, next_position FROM {schema}.cache_walk($1, $2::float8 * interval '1 microsecond')`
+SELECT removed, next_position FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
 
 // Cleanup removes the expired entries of every user that this login may act for, and
 // returns how many there were: those of its own for a confined login, everybody's for the
