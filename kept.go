@@ -44,7 +44,7 @@ type kept struct {
 
 	mu         sync.Mutex // held by whoever replaces current
 	generation int64      // of the next moment, or the current one
-	resets     int64
+	resets     atomic.Int64
 }
 
 // moment says as of when the values of a generation are true.
@@ -237,7 +237,7 @@ func (k *kept) reset() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.generation++
-	k.resets++
+	k.resets.Add(1)
 	k.current.Store(nil)
 }
 

@@ -338,7 +338,7 @@ func (p *process) clock() instant { return instant{p.time * 1000, p.time * 1000}
 // look asks the server for a key.
 func (p *process) look() {
 	key := p.keys[p.random.IntN(len(p.keys))]
-	t := p.local.ticket(key)
+	t := p.local.tickets(key)[0]
 	p.pause()
 	v := p.last(key)
 	found := v.text != "" && v.expires > p.now()
@@ -351,7 +351,7 @@ func (p *process) look() {
 // write writes keys as our statements do.
 func (p *process) write(how string) {
 	keys := p.some()
-	w := p.local.write(keys...)
+	w := begin(p.local, keys...)
 	done := func(did bool, xid int64, changes map[string]version) {
 		for i, key := range keys {
 			if v := changes[key]; did && v.text != "" {

@@ -29,9 +29,27 @@ func (l *local) text(key string) string {
 	return ""
 }
 
+// localWrite is a write under way.
+type localWrite struct {
+	local   *local
+	keys    []string
+	tickets []ticket
+	values  []*keptValue
+}
+
+func begin(l *local, keys ...string) *localWrite {
+	return &localWrite{l, keys, l.tickets(keys...), make([]*keptValue, len(keys))}
+}
+
+func (w *localWrite) stored(i int, text string, xid, expires int64) {
+	w.values[i] = &keptValue{text: text, expires: expires, xid: xid}
+}
+
+func (w *localWrite) done() { w.local.written(w.keys, w.tickets, w.values) }
+
 func TestWhatALookupBroughtIsKept(t *testing.T) {
 	l, _ := begun(t, time.Second)
-	ticket := l.ticket("k")
+	ticket := l.tickets("k")[0]
 	l.found("k", ticket, "v", noExpiry)
 	if got := l.text("k"); got != "v" {
 		t.Errorf("got %q", got)
@@ -48,7 +66,7 @@ func TestWhatALookupBroughtIsKept(t *testing.T) {
 
 func TestOfTwoDifferentAnswersNeitherIsKept(t *testing.T) {
 	l, _ := begun(t, time.Second)
-	a, b := l.ticket("k"), l.ticket("k")
+	a, b := l.tickets("k")[0], l.tickets("k")[0]
 	l.found("k", a, "a", noExpiry)
 	l.found("k", b, "b", noExpiry)
 	if got := l.text("k"); got != "" {
@@ -63,7 +81,7 @@ func TestOfTwoDifferentAnswersNeitherIsKept(t *testing.T) {
 func TestOwnWritesAreKeptUnlessAnotherCameBetween(t *testing.T) {
 	l, _ := begun(t, time.Second)
 	keys := sameStripe()
-	w := l.write(keys...)
+	w := begin(l, keys...)
 	for i := range keys {
 		w.stored(i, fmt.Sprint(i), 5, noExpiry)
 	}
@@ -79,7 +97,7 @@ func TestOwnWritesAreKeptUnlessAnotherCameBetween(t *testing.T) {
 		}
 	}
 
-	a, b := l.write("k"), l.write("k")
+	a, b := begin(l, "k"), begin(l, "k")
 	b.stored(0, "b", 7, noExpiry)
 	b.done()
 	a.stored(0, "a", 6, noExpiry)
@@ -87,7 +105,7 @@ func TestOwnWritesAreKeptUnlessAnotherCameBetween(t *testing.T) {
 	if got := l.text("k"); got != "" {
 		t.Errorf("got %q of two writes at once", got)
 	}
-	w = l.write(keys[0])
+	w = begin(l, keys[0])
 	w.done()
 	if got := l.text(keys[0]); got != "" {
 		t.Errorf("got %q after a write that failed", got)
@@ -96,9 +114,9 @@ func TestOwnWritesAreKeptUnlessAnotherCameBetween(t *testing.T) {
 
 func TestAResetMakesGarbageOfAll(t *testing.T) {
 	l, now := begun(t, time.Second)
-	early := l.ticket("early")
-	l.found("k", l.ticket("k"), "v", noExpiry)
-	w := l.write("w")
+	early := l.tickets("early")[0]
+	l.found("k", l.tickets("k")[0], "v", noExpiry)
+	w := begin(l, "w")
 	l.kept.reset()
 	if got := l.text("k"); got != "" {
 		t.Errorf("got %q in doubt", got)
@@ -119,7 +137,7 @@ func TestAResetMakesGarbageOfAll(t *testing.T) {
 
 func TestTheClockThatSaysMoreCounts(t *testing.T) {
 	l, now := begun(t, time.Second)
-	l.found("k", l.ticket("k"), "v", noExpiry)
+	l.found("k", l.tickets("k")[0], "v", noExpiry)
 	for _, test := range []struct {
 		monotonic, wall time.Duration
 		want            string
@@ -141,7 +159,7 @@ func TestNoValueOutlivesItsTTLByTheServersClock(t *testing.T) {
 	l, now := begun(t, time.Second)
 	const server = 1_700_000_000_000_000
 	l.kept.publish(moment{*now, server, 1})
-	l.found("k", l.ticket("k"), "v", server+10)
+	l.found("k", l.tickets("k")[0], "v", server+10)
 	now.monotonic = int64(8 * time.Microsecond)
 	if _, left, a := l.lookup("k"); a != present || left != 1 {
 		t.Errorf("got %v, %d left", a, left)
@@ -184,8 +202,8 @@ func TestLargeValuesAreNotKept(t *testing.T) {
 	l, _ := begun(t, time.Second)
 	large := strings.Repeat("x", 1<<20/keptShare)
 	for _, text := range []string{large, large + "x"} {
-		l.found("k", l.ticket("k"), text, noExpiry)
-		w := l.write("own")
+		l.found("k", l.tickets("k")[0], text, noExpiry)
+		w := begin(l, "own")
 		w.stored(0, text, 5, noExpiry)
 		w.done()
 		for _, key := range []string{"k", "own"} {
@@ -201,7 +219,7 @@ func TestKeptValuesStayWithinTheirBytes(t *testing.T) {
 	l, _ := begun(t, time.Hour)
 	for i := range 20_000 {
 		key := fmt.Sprint(i)
-		l.found(key, l.ticket(key), strings.Repeat("x", 100), noExpiry)
+		l.found(key, l.tickets(key)[0], strings.Repeat("x", 100), noExpiry)
 	}
 	l.kept.values.CleanUp()
 	if got := l.kept.values.WeightedSize(); got > 1<<20 || got < 1<<20*9/10 {
@@ -215,8 +233,8 @@ func TestKeptValuesStayWithinTheirBytes(t *testing.T) {
 func TestWithoutBytesNothingIsKept(t *testing.T) {
 	l := newLocal(time.Hour, -1)
 	l.kept.begin(l.now(), 0)
-	l.found("k", l.ticket("k"), "v", noExpiry)
-	w := l.write("k")
+	l.found("k", l.tickets("k")[0], "v", noExpiry)
+	w := begin(l, "k")
 	w.stored(0, "v", 5, noExpiry)
 	w.done()
 	l.catchUp(moment{generation: 1}, func(yield func(string, int64) bool) { yield("k", 7) })
@@ -292,14 +310,14 @@ func TestKeptValuesUnderStress(t *testing.T) {
 	}
 	text := func(version int) string { return fmt.Sprintf("%0100d", version) }
 	start(3, func(r *rand.Rand, i int, key string) {
-		ticket := l.ticket(key)
+		ticket := l.tickets(key)[0]
 		if version := s.at(key, 1<<62); version > 0 {
 			l.found(key, ticket, text(version), noExpiry)
 		}
 		time.Sleep(time.Microsecond)
 	})
 	start(2, func(r *rand.Rand, i int, key string) {
-		w := l.write(key)
+		w := begin(l, key)
 		xid := xids.Add(1)
 		version := s.commit(key, xid)
 		w.stored(0, text(version), xid, noExpiry)

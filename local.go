@@ -16,7 +16,7 @@ type local struct {
 	misses *misses
 
 	maxStaleness time.Duration
-	soon         time.Duration // the age from which on a lookup starts a catch-up
+	soon         atomic.Int64 // the age from which on a lookup starts a catch-up, in nanoseconds
 	now          func() instant
 	refresh      func() // starts a catch-up in the background
 	load         func() // starts a load of the filter in the background
@@ -29,16 +29,21 @@ type local struct {
 const maxCatchUpEvery = 30 * time.Second
 
 func newLocal(maxStaleness time.Duration, bytes int) *local {
-	return &local{
+	l := &local{
 		kept:         newKept(bytes),
 		misses:       &misses{},
 		maxStaleness: maxStaleness,
-		soon:         min(maxStaleness/2, maxCatchUpEvery),
 		now:          newClock(),
 		refresh:      func() {},
 		load:         func() {},
 	}
+	l.soon.Store(int64(l.latest()))
+	return l
 }
+
+// latest is the age at which a lookup starts a catch-up at the latest, so that steady
+// traffic never waits for one.
+func (l *local) latest() time.Duration { return min(l.maxStaleness/2, maxCatchUpEvery) }
 
 // answer is what memory says of a key.
 type answer int
@@ -60,7 +65,7 @@ func (l *local) lookup(key string) (v *keptValue, left int64, a answer) {
 		return nil, 0, unknown
 	}
 	age := l.now().since(m.at)
-	if age > l.soon {
+	if int64(age) > l.soon.Load() {
 		l.refresh()
 		if age > l.maxStaleness {
 			return nil, 0, unknown
@@ -104,37 +109,25 @@ func (l *local) counts() (hits, misses int64) {
 	return hits, misses
 }
 
-// ticket is to be taken before key is looked up in the database.
-func (l *local) ticket(key string) ticket {
+// tickets are to be taken before keys are looked up in the database. l may be nil.
+func (l *local) tickets(keys ...string) []ticket {
 	if l == nil {
-		return ticket{}
-	}
-	return l.kept.ticket(hashOf(key))
-}
-
-func (l *local) tickets(keys []string) []ticket {
-	if l == nil {
-		return make([]ticket, len(keys))
+		return nil
 	}
 	tickets := make([]ticket, len(keys))
 	for i, key := range keys {
-		tickets[i] = l.ticket(key)
+		tickets[i] = l.kept.ticket(hashOf(key))
 	}
 	return tickets
 }
 
-// found takes up what the database answered to a lookup.
+// found takes up what the database answered to a lookup of key: text, until expires.
 func (l *local) found(key string, t ticket, text string, expires int64) {
-	if l != nil {
-		l.kept.keep(key, t, text, expires)
-	}
+	l.kept.keep(key, t, text, expires)
 }
 
 // missing takes up that the database did not have key.
 func (l *local) missing(key string) {
-	if l == nil {
-		return
-	}
 	m := l.kept.current.Load()
 	if m == nil {
 		return
@@ -145,44 +138,14 @@ func (l *local) missing(key string) {
 	}
 }
 
-// A write is under way: of keys that it may store, change or remove. Its end must be told,
-// by done, before whoever waits for it hears of that.
-type write struct {
-	local   *local
-	keys    []string
-	tickets []ticket
-	values  []*keptValue // nil: nothing was stored, or it must not be held
-}
-
-// write is to be called before the write of keys is sent.
-func (l *local) write(keys ...string) *write {
-	if l == nil {
-		return nil
+// written ends a write of keys, which may have failed. values are what it stored and may
+// be kept, nil for a key of which nothing is known. It is to be called before whoever
+// waits for the write hears of its end.
+func (l *local) written(keys []string, tickets []ticket, values []*keptValue) {
+	for _, key := range keys {
+		l.misses.enter(hashOf(key))
 	}
-	w := &write{local: l, keys: keys, tickets: make([]ticket, len(keys)), values: make([]*keptValue, len(keys))}
-	for i, key := range keys {
-		w.tickets[i] = l.ticket(key)
-	}
-	return w
-}
-
-// stored tells that transaction xid, which has ended, stored text under the i-th key and
-// changed nothing of it after that.
-func (w *write) stored(i int, text string, xid, expires int64) {
-	if w != nil {
-		w.values[i] = &keptValue{text: strings.Clone(text), expires: expires, xid: xid}
-	}
-}
-
-// done ends the write.
-func (w *write) done() {
-	if w == nil {
-		return
-	}
-	for _, key := range w.keys {
-		w.local.misses.enter(hashOf(key))
-	}
-	w.local.kept.written(w.keys, w.tickets, w.values)
+	l.kept.written(keys, tickets, values)
 }
 
 // catchUp takes up changes, each a key and the transaction that changed it, and then
@@ -195,4 +158,115 @@ func (l *local) catchUp(next moment, changes iter.Seq2[string, int64]) bool {
 		l.kept.changed(key, hash, xid)
 	}
 	return l.kept.publish(next)
+}
+
+func (l *local) stats() LocalStats {
+	s := LocalStats{
+		Evictions:      l.kept.evicted.n.Load(),
+		FalsePositives: l.misses.falsePositives.Load(),
+		FilterLoads:    l.misses.loads.Load(),
+		Resets:         l.kept.resets.Load(),
+	}
+	s.Hits, s.Misses = l.counts()
+	if l.kept.values != nil {
+		s.Values = l.kept.values.EstimatedSize()
+		s.Bytes = int64(l.kept.values.WeightedSize())
+	}
+	if m := l.kept.current.Load(); m != nil {
+		s.Age = l.now().since(m.at)
+	}
+	if f := l.misses.current.Load(); f != nil {
+		s.FilterKeys, s.FilterBytes = f.filter.Len(), 8*len(f.filter.words)
+	}
+	return s
+}
+
+// recall answers a lookup of key from memory, if it may. left is how long the value will
+// live, in microseconds, or noExpiry. key need not be checked before.
+func (c *Cache) recall(key string) (v *keptValue, left int64, a answer) {
+	if c.local == nil || c.tx != nil || c.ended() {
+		return nil, 0, unknown
+	}
+	return c.local.lookup(key)
+}
+
+// answered takes up that the database was asked for key.
+func (c *Cache) answered(key string, found bool, err error) {
+	if c.local != nil && c.tx == nil && !found && err == nil {
+		c.local.missing(key)
+	}
+}
+
+// tickets are to be taken before a lookup of keys is sent, which keep then ends.
+func (c *Cache) tickets(keys ...string) []ticket {
+	if c.local == nil || c.tx != nil {
+		return nil
+	}
+	return c.local.tickets(keys...)
+}
+
+// keep takes up a hit of the database, of the lookup that t was taken for.
+func (c *Cache) keep(key string, t ticket, hit lookup) {
+	if !hit.large {
+		c.local.found(key, t, hit.value.string(), micros(hit.expires))
+	}
+}
+
+// writing is a write on its way. Whatever makes, changes or removes entries begins with
+// write, or writeAll, before it is sent, and ends with done before anybody hears of its
+// end: so memory never answers what was before an own write.
+type writing struct {
+	c       *Cache
+	keys    []string
+	tickets []ticket
+	values  []*keptValue // of keys; nil: nothing was stored, or it must not be kept
+}
+
+// write begins a write of keys.
+func (c *Cache) write(keys ...string) *writing {
+	w := &writing{c: c}
+	if c.local != nil {
+		w.keys, w.tickets, w.values = keys, c.local.tickets(keys...), make([]*keptValue, len(keys))
+	}
+	return w
+}
+
+// stored tells that the statement of at has stored entries, those of the write's keys. In
+// a transaction it has no stamp, and nothing is kept: it may yet do more, or roll back.
+func (w *writing) stored(at stamp, entries ...entry) {
+	if w.tickets == nil || at.xid == 0 {
+		return
+	}
+	now := micros(at.now)
+	for i, e := range entries {
+		if !w.c.local.kept.fits(e.value.len()) {
+			continue
+		}
+		v := &keptValue{text: strings.Clone(e.value.string()), expires: noExpiry, xid: at.xid}
+		if e.micros != noTTL {
+			v.expires = now + e.micros
+		}
+		w.values[i] = v
+	}
+}
+
+// done ends the write, which may have failed.
+func (w *writing) done() {
+	if w.tickets != nil {
+		w.c.local.written(w.keys, w.tickets, w.values)
+	}
+	w.c.feed.trim()
+}
+
+// writingAll is a write of any number of keys on its way.
+type writingAll struct{ c *Cache }
+
+// writeAll begins a write that may remove any entry. It ends with done.
+func (c *Cache) writeAll() writingAll { return writingAll{c} }
+
+func (w writingAll) done() {
+	if w.c.local != nil {
+		w.c.local.kept.reset()
+	}
+	w.c.feed.trim()
 }

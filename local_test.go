@@ -25,7 +25,7 @@ func filled(t testing.TB, n int) (*local, []string) {
 	check(t, err)
 	text := fmt.Sprintf("%0100d", 1)
 	for _, key := range keys {
-		l.found(key, l.ticket(key), text, noExpiry)
+		l.found(key, l.tickets(key)[0], text, noExpiry)
 	}
 	return l, keys
 }
