@@ -236,8 +236,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	return deleted, c.fail(ctx, "delete", err)
 }
 
-// An expired row goes, too, since it may hold a remembered absence. The comment keeps the
-// trigger quiet that feeds cache_change for other people's SQL.
+// A row that ended at -infinity is a remembered absence, and goes, too. The comment keeps
+// the trigger quiet that feeds cache_change for other people's SQL.
 //
 // What GetOrSet is loading must not be stored behind a Delete, and is not once its
 // lease is gone. A lease that the statement sees, but no longer finds, has ended with
@@ -245,7 +245,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 const deleteSQL = `/*fastpgcache*/
 WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE user_id = {user} AND key = $1
+  DELETE FROM {schema}.cache
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
   RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM deleted WHERE live)
 SELECT EXISTS (SELECT FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
