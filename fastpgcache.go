@@ -127,10 +127,10 @@ type core struct {
 	negative *negative // nil without MaxStaleness
 
 	// The operations that merge concurrent calls.
-	gets       coalescer[string, lookup]
-	sets       coalescer[entry, struct{}]
-	deletes    coalescer[string, bool]
-	existences coalescer[string, bool]
+	gets       *coalescer[string, lookup]
+	sets       *coalescer[entry, struct{}]
+	deletes    *coalescer[string, bool]
+	existences *coalescer[string, bool]
 
 	// Work that outlives the call that started it, until Close.
 	ctx     context.Context
@@ -200,15 +200,16 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	}
 
 	keySize := func(key string) int { return len(key) }
-	c.gets = coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core}
-	c.deletes = coalescer[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize, core: c.core}
-	c.existences = coalescer[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize, core: c.core}
-	c.sets = coalescer[entry, struct{}]{
-		one:  func(ctx context.Context, e entry) (struct{}, error) { return struct{}{}, c.setOne(ctx, e) },
-		many: c.setBatch,
-		size: func(e entry) int { return len(e.key) + e.value.len() },
-		core: c.core,
-	}
+	places := budgetOf(db)
+	c.gets = newCoalescer(c.ctx, c.background, places, merge[string, lookup]{c.getOne, c.getBatch, keySize, causedByData})
+	c.deletes = newCoalescer(c.ctx, c.background, places, merge[string, bool]{c.deleteOne, c.deleteBatch, keySize, causedByData})
+	c.existences = newCoalescer(c.ctx, c.background, places, merge[string, bool]{c.existsOne, c.existsBatch, keySize, causedByData})
+	c.sets = newCoalescer(c.ctx, c.background, places, merge[entry, struct{}]{
+		one:      func(ctx context.Context, e entry) (struct{}, error) { return struct{}{}, c.setOne(ctx, e) },
+		many:     c.setBatch,
+		size:     func(e entry) int { return len(e.key) + e.value.len() },
+		oneFault: causedByData,
+	})
 	if cfg.CleanupInterval > 0 {
 		c.background(c.cleanUp)
 	}
@@ -422,9 +423,10 @@ LIMIT 1`
 func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err error) {
 	if c.coalesces() {
 		hit, err := c.gets.do(ctx, key)
-		if err != nil || !hit.large {
-			return hit.value, hit.found, err
+		if err == nil && hit.large {
+			hit, err = c.gets.alone(ctx, key)
 		}
+		return hit.value, hit.found, err
 	}
 	hit, err := c.getOne(ctx, key)
 	return hit.value, hit.found, err
