@@ -97,6 +97,7 @@ type core struct {
 	cfg   Config
 	stats counters
 
+	budget     *budget // of db's connections, for merged calls
 	statements *statements
 	health     *statement
 	single     single
@@ -125,6 +126,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		pgx:        driverFrom(db.Driver(), "github.com/jackc/pgx"),
 		pq:         driverFrom(db.Driver(), "github.com/lib/pq"),
 		cfg:        cfg,
+		budget:     budgetOf(db),
 		statements: newStatements(cfg.schema(), cfg.User),
 	}}
 	c.health = c.statements.new(pingSQL)

@@ -244,7 +244,7 @@ func TestGetOrSetLosesToWhatHappensDuringTheLoad(t *testing.T) {
 			return errors.Join(err, err2)
 		}, gone},
 		{"Set that expires", func(c *Cache, key string) error {
-			err := c.Set(ctx, key, "set", time.Microsecond)
+			err := c.Set(ctx, key, "set", time.Millisecond)
 			return err
 		}, gone},
 		{"cache_delete", func(c *Cache, key string) error {

@@ -11,11 +11,11 @@ import (
 type single struct {
 	set, get, aged, del, exists *statement
 
-	sets    coalescer[entry, stamp]
-	gets    coalescer[string, lookup]
-	agings  coalescer[string, lookup]
-	deletes coalescer[string, bool]
-	exist   coalescer[string, bool]
+	sets    *coalescer[entry, stamp]
+	gets    *coalescer[string, lookup]
+	agings  *coalescer[string, lookup]
+	deletes *coalescer[string, bool]
+	exist   *coalescer[string, bool]
 }
 
 func newSingle(c *Cache) single {
@@ -28,13 +28,19 @@ func newSingle(c *Cache) single {
 		del:    ss.one(deleteSQL),
 		exists: ss.one(existsSQL),
 
-		sets: coalescer[entry, stamp]{one: c.setOne, many: c.setBatch, core: c.core,
-			size: func(e entry) int { return len(e.key) + e.value.len() }},
-		gets:    coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core},
-		agings:  coalescer[string, lookup]{one: c.getOneAged, many: c.getBatchAged, size: keySize, core: c.core},
-		deletes: coalescer[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize, core: c.core},
-		exist:   coalescer[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize, core: c.core},
+		sets: merging(c, merge[entry, stamp]{one: c.setOne, many: c.setBatch,
+			size: func(e entry) int { return len(e.key) + e.value.len() }}),
+		gets:    merging(c, merge[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize}),
+		agings:  merging(c, merge[string, lookup]{one: c.getOneAged, many: c.getBatchAged, size: keySize}),
+		deletes: merging(c, merge[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize}),
+		exist:   merging(c, merge[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize}),
 	}
+}
+
+// merging returns a coalescer of c's calls of one kind.
+func merging[A, R any](c *Cache, m merge[A, R]) *coalescer[A, R] {
+	m.oneFault = causedByData
+	return newCoalescer(c.ctx, c.run, c.budget, m)
 }
 
 // entry is what a write stores.
@@ -178,9 +184,10 @@ LIMIT 1`
 func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err error) {
 	if c.coalesces() {
 		hit, err := c.single.gets.do(ctx, key)
-		if err != nil || !hit.large {
-			return hit.value, hit.found, err
+		if err == nil && hit.large {
+			hit, err = c.single.gets.alone(ctx, key)
 		}
+		return hit.value, hit.found, err
 	}
 	hit, err := c.getOne(ctx, key)
 	return hit.value, hit.found, err
@@ -207,9 +214,10 @@ LIMIT 1`
 func (c *Cache) getAged(ctx context.Context, key string) (lookup, error) {
 	if c.coalesces() {
 		hit, err := c.single.agings.do(ctx, key)
-		if err != nil || !hit.large {
-			return hit, err
+		if err == nil && hit.large {
+			hit, err = c.single.agings.alone(ctx, key)
 		}
+		return hit, err
 	}
 	return c.getOneAged(ctx, key)
 }
