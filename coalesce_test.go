@@ -67,12 +67,8 @@ func (r *recorder) one(ctx context.Context, arg string) (string, error) {
 // over returns a coalescer over r whose statements take their connections from b.
 func over(ctx context.Context, b *budget, r *recorder) *coalescer[string, string] {
 	r.answer = make(chan struct{})
-	return newCoalescer(ctx, func(f func()) { go f() }, b, merge[string, string]{
-		one:      r.one,
-		many:     r.run,
-		size:     func(arg string) int { return len(arg) },
-		oneFault: causedByData,
-	})
+	m := merger{ctx, func(f func()) { go f() }, b, causedByData}
+	return newCoalescer(m, r.one, r.run, func(arg string) int { return len(arg) })
 }
 
 // poolOf returns the budget of a pool of so many connections.
@@ -85,8 +81,8 @@ func inBubble(t *testing.T, conns int, r *recorder, f func(t *testing.T, c *coal
 		c := over(t.Context(), poolOf(conns), r)
 		f(t, c)
 		synctest.Wait()
-		if c.inFlight != 0 || c.waiting.Load() != 0 || c.budget.budget.taken != 0 {
-			t.Errorf("at the end: %d in flight, %d waiting, %d places taken, want none", c.inFlight, c.waiting.Load(), c.budget.budget.taken)
+		if c.inFlight != 0 || c.waiting.Load() != 0 || c.budget.taken != 0 {
+			t.Errorf("at the end: %d in flight, %d waiting, %d places taken, want none", c.inFlight, c.waiting.Load(), c.budget.taken)
 		}
 	})
 }

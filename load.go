@@ -58,6 +58,19 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 	return c.fail(ctx, "get or set", err)
 }
 
+type loads struct {
+	acquire, renew, release, look, store *statement
+
+	flights  flights
+	leaseFor time.Duration // the constant, but in tests
+}
+
+func newLoads(c *Cache) loads {
+	ss := c.statements
+	return loads{acquire: ss.new(acquireSQL), renew: ss.new(renewSQL), release: ss.new(releaseSQL),
+		look: ss.new(lookSQL), store: ss.new(storeSQL), leaseFor: leaseFor}
+}
+
 // request is what a caller of GetOrSet wants.
 type request struct {
 	key    string
@@ -131,7 +144,7 @@ func (c *Cache) call(ctx context.Context, r request) (stored, error) {
 	c.stats.loads.Add(1)
 	value, err := r.load(ctx)
 	if err != nil {
-		if c.closed.Load() && !errors.Is(err, ErrClosed) {
+		if c.ended() && !errors.Is(err, ErrClosed) {
 			err = fmt.Errorf("%w: %w", ErrClosed, err)
 		}
 		return stored{}, &loadError{err}
@@ -177,10 +190,10 @@ type flight struct {
 
 // join returns the flight for r.key, and whether the caller is the first in it.
 func (c *Cache) join(ctx context.Context, r request, dest any) (f *flight, first bool) {
-	c.flights.mu.Lock()
-	if f := c.flights.byKey[r.key]; f != nil {
+	c.loads.flights.mu.Lock()
+	if f := c.loads.flights.byKey[r.key]; f != nil {
 		f.callers++
-		c.flights.mu.Unlock()
+		c.loads.flights.mu.Unlock()
 		return f, false
 	}
 	f = &flight{request: r, callers: 1, holder: rand.Text(), done: make(chan struct{})}
@@ -188,19 +201,19 @@ func (c *Cache) join(ctx context.Context, r request, dest any) (f *flight, first
 		f.dest = reflect.TypeOf(dest).Elem()
 	}
 	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if c.flights.byKey == nil {
-		c.flights.byKey = make(map[string]*flight)
+	if c.loads.flights.byKey == nil {
+		c.loads.flights.byKey = make(map[string]*flight)
 	}
-	c.flights.byKey[r.key] = f
-	c.flights.mu.Unlock()
-	c.background(func() { c.fly(ctx, f) })
+	c.loads.flights.byKey[r.key] = f
+	c.loads.flights.mu.Unlock()
+	c.run(func() { c.fly(ctx, f) })
 	return f, true
 }
 
 // leave ends a flight that nobody waits for any more, and keeps others from it.
 func (c *Cache) leave(f *flight) {
-	c.flights.mu.Lock()
-	defer c.flights.mu.Unlock()
+	c.loads.flights.mu.Lock()
+	defer c.loads.flights.mu.Unlock()
 	if f.callers--; f.callers == 0 {
 		f.cancel()
 		c.forget(f)
@@ -209,16 +222,16 @@ func (c *Cache) leave(f *flight) {
 
 // forget needs flights.mu.
 func (c *Cache) forget(f *flight) {
-	if c.flights.byKey[f.key] == f {
-		delete(c.flights.byKey, f.key)
+	if c.loads.flights.byKey[f.key] == f {
+		delete(c.loads.flights.byKey, f.key)
 	}
 }
 
 // land wakes everyone who waits for f.
 func (c *Cache) land(f *flight) {
-	c.flights.mu.Lock()
+	c.loads.flights.mu.Lock()
 	c.forget(f)
-	c.flights.mu.Unlock()
+	c.loads.flights.mu.Unlock()
 	close(f.done)
 }
 
@@ -256,7 +269,7 @@ func (c *Cache) await(ctx context.Context, f *flight) {
 			value, live, f.version, err = c.look(ctx, f.key)
 		}
 		switch {
-		case c.closed.Load():
+		case c.ended():
 			f.err = ErrClosed
 			return
 		case ctx.Err() != nil:
@@ -282,7 +295,7 @@ func (c *Cache) load(ctx context.Context, f *flight) {
 	if f.held {
 		renewing, stop := context.WithCancel(ctx)
 		defer stop()
-		c.background(func() { c.renew(renewing, f) })
+		c.run(func() { c.renew(renewing, f) })
 	}
 	f.value, f.err = c.call(ctx, f.request)
 	if f.err != nil || !f.held {
@@ -303,7 +316,7 @@ WHERE l.expires_at <= statement_timestamp()`
 
 // acquire reports whether nobody else holds the lease.
 func (c *Cache) acquire(ctx context.Context, f *flight) (bool, error) {
-	n, err := c.exec(ctx, c.stmt.acquire, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
+	n, err := c.exec(ctx, c.loads.acquire, c.args(f.key, f.holder, c.loads.leaseFor.Microseconds())...)
 	return n > 0, err
 }
 
@@ -313,8 +326,8 @@ WHERE user_id = {user} AND key = $1 AND holder = $2`
 
 // renew keeps the lease until ctx ends, or it is lost.
 func (c *Cache) renew(ctx context.Context, f *flight) {
-	for sleep(ctx, c.leaseFor/3) {
-		n, err := c.exec(ctx, c.stmt.renew, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
+	for sleep(ctx, c.loads.leaseFor/3) {
+		n, err := c.exec(ctx, c.loads.renew, c.args(f.key, f.holder, c.loads.leaseFor.Microseconds())...)
 		if err != nil && ctx.Err() == nil {
 			c.report("get or set", err)
 		}
@@ -331,9 +344,9 @@ DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 AND holder 
 // processes would wait until it runs out, as they do if this fails.
 func (c *Cache) release(ctx context.Context, f *flight) {
 	if f.leased {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
 		defer cancel()
-		c.db.ExecContext(ctx, c.stmt.release.text, c.args(f.key, f.holder)...)
+		c.db.ExecContext(ctx, c.loads.release.text, c.args(f.key, f.holder)...)
 	}
 }
 
@@ -345,9 +358,12 @@ LIMIT 1`
 // look returns what is under key, live or expired, and its version, which every
 // write changes.
 func (c *Cache) look(ctx context.Context, key string) (v stored, live bool, version sql.NullString, err error) {
-	var value, valueBytes any
-	_, err = c.row(ctx, c.stmt.look, c.args(key), &value, &valueBytes, &live, &version)
-	v, _ = fromColumns(value, valueBytes)
+	_, err = query(ctx, c, c.loads.look, c.args(key), func(rows *sql.Rows) (none struct{}, err error) {
+		var value, valueBytes any
+		err = rows.Scan(&value, &valueBytes, &live, &version)
+		v, _ = fromColumns(value, valueBytes)
+		return none, err
+	})
 	return v, live, version, err
 }
 
@@ -363,12 +379,12 @@ WHERE c.xmin::text = $6`
 // lease was lost, to a Delete or another process, or the entry is not at version any
 // more.
 func (c *Cache) store(ctx context.Context, f *flight) (bool, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
 	defer cancel()
-	c.enter(f.key)
-	defer c.enter(f.key)
+	w := c.write(f.key)
+	defer w.done()
 	value, valueBytes := f.value.arguments()
-	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, f.version)...)
+	n, err := c.exec(ctx, c.loads.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, f.version)...)
 	if err != nil {
 		return false, err
 	}

@@ -183,15 +183,11 @@ func (d *distant) callers(c *coalescer[string, string], n int, long time.Duratio
 // at runs f with a coalescer over d with a pool of 16 connections.
 func (d *distant) at(t *testing.T, f func(c *coalescer[string, string])) {
 	synctest.Test(t, func(t *testing.T) {
-		f(newCoalescer(t.Context(), func(f func()) { go f() }, poolOf(16), merge[string, string]{
-			one: func(ctx context.Context, arg string) (string, error) {
-				_, err := d.run(ctx, []string{arg})
-				return arg, err
-			},
-			many:     d.run,
-			size:     func(arg string) int { return len(arg) },
-			oneFault: func(error) bool { return false },
-		}))
+		m := merger{t.Context(), func(f func()) { go f() }, poolOf(16), func(error) bool { return false }}
+		f(newCoalescer(m, func(ctx context.Context, arg string) (string, error) {
+			_, err := d.run(ctx, []string{arg})
+			return arg, err
+		}, d.run, func(arg string) int { return len(arg) }))
 	})
 }
 

@@ -70,9 +70,9 @@ var operations = []operation{{
 }, {
 	name: "Set",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
-		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Nanosecond)
+		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Millisecond+time.Nanosecond)
 	},
-	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1)},
+	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1001)},
 	answers: []answer{{affected: 1}},
 }, {
 	name: "Get",
@@ -234,9 +234,16 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Cleanup(ctx)
 	},
-	args:    []driver.Value{int64(0), int64(256), nil},
+	args:    []driver.Value{"", nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
+}, {
+	name: "Ping",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Ping(ctx)
+	},
+	args:    []driver.Value{`"public".cache`},
+	answers: []answer{{rows: [][]driver.Value{{true}}}},
 }}
 
 // statement is a section of docs/unit-testing.md.
@@ -482,18 +489,18 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 	m := newMocked(t, mockMode{})
 	s := m.page["Cleanup"]
 	boom := errors.New("boom")
-	bite := func(first int64) *sqlmock.ExpectedQuery {
-		return m.ExpectQuery(s.text).WithArgs(first, int64(256), nil)
+	bite := func(position string) *sqlmock.ExpectedQuery {
+		return m.ExpectQuery(s.text).WithArgs(position, nil)
 	}
 
-	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
-	bite(256).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, 512))
-	bite(512).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
+	bite("b256").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, "b512"))
+	bite("b512").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
 	if n, err := m.Cleanup(t.Context()); n != 7 || err != nil {
 		t.Errorf("got %d, %v, want 7", n, err)
 	}
-	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
-	bite(256).WillReturnError(boom)
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
+	bite("b256").WillReturnError(boom)
 	if n, err := m.Cleanup(t.Context()); n != 3 || !errors.Is(err, boom) {
 		t.Errorf("got %d, %v, want 3 and the error", n, err)
 	}
@@ -1078,5 +1085,29 @@ func TestFailedPrepareIsTriedAgain(t *testing.T) {
 	}
 	if err := mock.ExpectationsWereMet(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server can undo a statement after its rows have come, at its commit.
+func TestRowsOfAFailedAttemptCountForNothing(t *testing.T) {
+	for _, op := range operations {
+		switch op.name {
+		case "Get", "TTL", "GetMany", "DeleteMany", "Delete", "Take", "Keys":
+		default:
+			continue
+		}
+		t.Run(op.name, func(t *testing.T) {
+			m := newMocked(t, mockMode{name: "role"})
+			text, args := m.text(t, op)
+			columns := m.page[op.name].columns
+			undone := rows(columns, op.answers[0]).AddRow(make([]driver.Value, len(columns))...)
+			undone.RowError(len(op.answers[0].rows), &serverError{"40001"})
+			nothing := op.answers[len(op.answers)-1]
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(undone)
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, nothing))
+			if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, nothing.want) {
+				t.Errorf("got %v, %v, want %v", got, err, nothing.want)
+			}
+		})
 	}
 }
