@@ -166,30 +166,36 @@ func TestACrowdGetsAThirdStatement(t *testing.T) {
 // A call that finds a place free, but another statement in flight, lets those go
 // first who would call next.
 func TestTheSecondStatementTakesAlongWhoCallsJustThen(t *testing.T) {
-	r := &recorder{}
-	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-		first := start(t.Context(), c, "first")
-		var outcomes []<-chan error
-		for i := range 5 {
-			outcome := make(chan error, 1)
-			go func() {
-				_, err := c.do(t.Context(), fmt.Sprint(i))
-				outcome <- err
-			}()
-			outcomes = append(outcomes, outcome)
-		}
-		synctest.Wait()
-		if got := r.sent(); len(got) != 2 || len(got[1]) != 5 {
-			t.Errorf("sent %v, want the first call and the five together", got)
-		}
-		close(r.answer)
-		for _, o := range append(outcomes, first) {
-			if err := <-o; err != nil {
-				t.Error(err)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	together := 0
+	const tries = 5 // Go's scheduler turns to others nearly always, not always
+	for range tries {
+		r := &recorder{}
+		inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+			outcomes := []<-chan error{start(t.Context(), c, "first")}
+			for i := range 5 {
+				outcome := make(chan error, 1)
+				go func() {
+					_, err := c.do(t.Context(), fmt.Sprint(i))
+					outcome <- err
+				}()
+				outcomes = append(outcomes, outcome)
 			}
-		}
-	})
+			synctest.Wait()
+			if got := r.sent(); len(got) == 2 && len(got[1]) == 5 {
+				together++
+			}
+			close(r.answer)
+			for _, o := range outcomes {
+				if err := <-o; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	if together < tries-2 {
+		t.Errorf("five calls went together %d times of %d", together, tries)
+	}
 }
 
 // Callers who call again at once, as they wake, are in the next batch together.
