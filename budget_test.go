@@ -114,14 +114,14 @@ func TestCachesOverOnePoolShareABudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if a.single.gets.budget.budget != b.single.sets.budget.budget {
+	if a.single.gets.budget != b.single.sets.budget {
 		t.Error("two budgets of one pool")
 	}
-	if a.single.gets.budget.budget == other.single.gets.budget.budget {
+	if a.single.gets.budget == other.single.gets.budget {
 		t.Error("one budget of two pools")
 	}
 	a.DB().SetMaxOpenConns(7)
-	if got := b.single.sets.budget.budget.pool(); got != 7 {
+	if got := b.single.sets.budget.pool(); got != 7 {
 		t.Errorf("the pool has %d connections, want 7", got)
 	}
 }

@@ -31,12 +31,12 @@ const (
 	maxYielding = 100 * time.Microsecond
 )
 
-// merge is how calls of one kind are made. A is a call's argument and R its result.
-type merge[A, R any] struct {
-	one      func(ctx context.Context, arg A) (R, error)
-	many     func(ctx context.Context, args []A) ([]R, error) // a result for each
-	size     func(arg A) int                                  // bytes that the argument adds to a batch
-	oneFault func(err error) bool                             // whether many's error may be due to a single argument
+// merger is what the coalescers of a cache have in common.
+type merger struct {
+	ctx      context.Context      // ends when the cache closes
+	run      func(f func())       // runs f in the background, or at once when ctx has ended
+	budget   *budget              // whose connections their statements take
+	oneFault func(err error) bool // whether a statement's error may be due to one of its calls
 }
 
 // coalescer merges concurrent calls of one kind into statements. A call that finds
@@ -44,11 +44,14 @@ type merge[A, R any] struct {
 // batch, which goes out the moment a place is free: at once where the server is far
 // and idle, so that a call that is alone then goes alone. Nothing waits for a timer:
 // the busier the database, the larger the batches.
+//
+// A is a call's argument and R its result.
 type coalescer[A, R any] struct {
-	merge[A, R]
-	ctx    context.Context // ends when the cache closes
-	run    func(f func())  // runs f in the background, or at once when ctx has ended
-	budget *share
+	merger
+	one   func(ctx context.Context, arg A) (R, error)
+	many  func(ctx context.Context, args []A) ([]R, error) // a result for each
+	size  func(arg A) int                                  // bytes that the argument adds to a batch
+	share *share                                           // of the budget
 
 	waiting atomic.Int32 // calls in queue; written under mu
 
@@ -61,10 +64,9 @@ type coalescer[A, R any] struct {
 	queue    []*batch[A, R] // oldest first; only the newest has room
 }
 
-// newCoalescer returns a coalescer whose statements take their connections from b.
-func newCoalescer[A, R any](ctx context.Context, run func(f func()), b *budget, m merge[A, R]) *coalescer[A, R] {
-	c := &coalescer[A, R]{merge: m, ctx: ctx, run: run}
-	c.budget = b.share(func() {
+func newCoalescer[A, R any](m merger, one func(context.Context, A) (R, error), many func(context.Context, []A) ([]R, error), size func(A) int) *coalescer[A, R] {
+	c := &coalescer[A, R]{merger: m, one: one, many: many, size: size}
+	c.share = m.budget.share(func() {
 		c.mu.Lock()
 		c.send()
 	})
@@ -105,7 +107,7 @@ func (c *coalescer[A, R]) alone(ctx context.Context, arg A) (R, error) {
 // call makes a call of size bytes.
 func (c *coalescer[A, R]) call(ctx context.Context, arg A, size int) (R, error) {
 	c.mu.Lock()
-	if c.inFlight == 0 && len(c.queue) == 0 && c.budget.take() {
+	if c.inFlight == 0 && len(c.queue) == 0 && c.share.take() {
 		c.inFlight++
 		round := c.round
 		c.mu.Unlock()
@@ -181,7 +183,7 @@ func (c *coalescer[A, R]) release(round int) {
 		c.inFlight--
 	}
 	c.mu.Unlock()
-	c.budget.give()
+	c.share.give()
 	c.mu.Lock()
 	c.send()
 }
@@ -191,7 +193,7 @@ func (c *coalescer[A, R]) send() {
 	var sent []*batch[A, R]
 	for len(c.queue) > 0 {
 		b := c.queue[0]
-		if b.here > 0 && !(c.places.free(c.inFlight, int(c.waiting.Load())) && c.budget.take()) {
+		if b.here > 0 && !(c.places.free(c.inFlight, int(c.waiting.Load())) && c.share.take()) {
 			break
 		}
 		c.queue = c.queue[1:]

@@ -67,12 +67,8 @@ func (r *recorder) one(ctx context.Context, arg string) (string, error) {
 // over returns a coalescer over r whose statements take their connections from b.
 func over(ctx context.Context, b *budget, r *recorder) *coalescer[string, string] {
 	r.answer = make(chan struct{})
-	return newCoalescer(ctx, func(f func()) { go f() }, b, merge[string, string]{
-		one:      r.one,
-		many:     r.run,
-		size:     func(arg string) int { return len(arg) },
-		oneFault: causedByData,
-	})
+	m := merger{ctx, func(f func()) { go f() }, b, causedByData}
+	return newCoalescer(m, r.one, r.run, func(arg string) int { return len(arg) })
 }
 
 // poolOf returns the budget of a pool of so many connections.
@@ -85,8 +81,8 @@ func inBubble(t *testing.T, conns int, r *recorder, f func(t *testing.T, c *coal
 		c := over(t.Context(), poolOf(conns), r)
 		f(t, c)
 		synctest.Wait()
-		if c.inFlight != 0 || c.waiting.Load() != 0 || c.budget.budget.taken != 0 {
-			t.Errorf("at the end: %d in flight, %d waiting, %d places taken, want none", c.inFlight, c.waiting.Load(), c.budget.budget.taken)
+		if c.inFlight != 0 || c.waiting.Load() != 0 || c.budget.taken != 0 {
+			t.Errorf("at the end: %d in flight, %d waiting, %d places taken, want none", c.inFlight, c.waiting.Load(), c.budget.taken)
 		}
 	})
 }
@@ -170,30 +166,36 @@ func TestACrowdGetsAThirdStatement(t *testing.T) {
 // A call that finds a place free, but another statement in flight, lets those go
 // first who would call next.
 func TestTheSecondStatementTakesAlongWhoCallsJustThen(t *testing.T) {
-	r := &recorder{}
-	inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-		first := start(t.Context(), c, "first")
-		var outcomes []<-chan error
-		for i := range 5 {
-			outcome := make(chan error, 1)
-			go func() {
-				_, err := c.do(t.Context(), fmt.Sprint(i))
-				outcome <- err
-			}()
-			outcomes = append(outcomes, outcome)
-		}
-		synctest.Wait()
-		if got := r.sent(); len(got) != 2 || len(got[1]) != 5 {
-			t.Errorf("sent %v, want the first call and the five together", got)
-		}
-		close(r.answer)
-		for _, o := range append(outcomes, first) {
-			if err := <-o; err != nil {
-				t.Error(err)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	together := 0
+	const tries = 5 // Go's scheduler turns to others nearly always, not always
+	for range tries {
+		r := &recorder{}
+		inBubble(t, 10, r, func(t *testing.T, c *coalescer[string, string]) {
+			outcomes := []<-chan error{start(t.Context(), c, "first")}
+			for i := range 5 {
+				outcome := make(chan error, 1)
+				go func() {
+					_, err := c.do(t.Context(), fmt.Sprint(i))
+					outcome <- err
+				}()
+				outcomes = append(outcomes, outcome)
 			}
-		}
-	})
+			synctest.Wait()
+			if got := r.sent(); len(got) == 2 && len(got[1]) == 5 {
+				together++
+			}
+			close(r.answer)
+			for _, o := range outcomes {
+				if err := <-o; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	if together < tries-2 {
+		t.Errorf("five calls went together %d times of %d", together, tries)
+	}
 }
 
 // Callers who call again at once, as they wake, are in the next batch together.

@@ -97,7 +97,6 @@ type core struct {
 	cfg   Config
 	stats counters
 
-	budget     *budget // of db's connections, for merged calls
 	statements *statements
 	health     *statement
 	single     single
@@ -126,7 +125,6 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		pgx:        driverFrom(db.Driver(), "github.com/jackc/pgx"),
 		pq:         driverFrom(db.Driver(), "github.com/lib/pq"),
 		cfg:        cfg,
-		budget:     budgetOf(db),
 		statements: newStatements(cfg.schema(), cfg.User),
 	}}
 	c.health = c.statements.new(pingSQL)

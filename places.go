@@ -9,6 +9,10 @@ const (
 	crowd     = 32 // calls
 )
 
+// processing is about what the smallest statement costs processors, ours and an idle
+// server's: a server this near is kept busy by few statements.
+const processing = 40 * time.Microsecond
+
 // baseWindow is how long a shortest statement is remembered: for one to two windows.
 const baseWindow = 2 * time.Second
 
@@ -16,12 +20,11 @@ const baseWindow = 2 * time.Second
 //
 // A statement's time is the network's, which every statement has to itself, and the
 // server's, which they share. The shortest statement of the last seconds, base, met an
-// idle server. What others take beyond it they spent at the server, queueing or being
-// large. So with f in flight some f*(took-base)/took statements are at the server at
-// once, and the rest are on the wire. One more may go as long as that leaves about
-// one at the server: far from it many, near it two. The more calls wait, the larger
-// their statements are, and the longer they take without queueing; so a crowd may
-// have up to three at the server.
+// idle server. What others take beyond it they spend at the server, queueing or being
+// large. So of f in flight about f*(took-base)/took are at the server at once, and the
+// rest are on the wire. One more may go as long as about one is at the server then: far
+// from it many, near it two. The more calls wait, the larger their statements are, and
+// the longer they take without queueing; so a crowd may have up to three there.
 //
 // took is the shortest of the last few. Their mean, or the last one alone, would take
 // one large statement for a busy server.
@@ -45,8 +48,8 @@ func (p *places) free(inFlight, waiting int) bool {
 		return false
 	}
 	took := p.took()
-	queued := float64(inFlight+1) * float64(took-p.base())
-	return queued <= min(3, 1+float64(waiting)/64)*float64(took)
+	busy := float64(inFlight+1) * float64(took-p.base()+processing)
+	return busy <= min(3, 1+float64(waiting)/64)*float64(took)
 }
 
 // done notes a statement that ended now.

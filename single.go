@@ -20,6 +20,7 @@ type single struct {
 
 func newSingle(c *Cache) single {
 	ss := c.statements
+	m := merger{c.ctx, c.run, budgetOf(c.db), causedByData}
 	keySize := func(key string) int { return len(key) }
 	return single{
 		set:    ss.one(setSQL),
@@ -28,19 +29,12 @@ func newSingle(c *Cache) single {
 		del:    ss.one(deleteSQL),
 		exists: ss.one(existsSQL),
 
-		sets: merging(c, merge[entry, stamp]{one: c.setOne, many: c.setBatch,
-			size: func(e entry) int { return len(e.key) + e.value.len() }}),
-		gets:    merging(c, merge[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize}),
-		agings:  merging(c, merge[string, lookup]{one: c.getOneAged, many: c.getBatchAged, size: keySize}),
-		deletes: merging(c, merge[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize}),
-		exist:   merging(c, merge[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize}),
+		sets:    newCoalescer(m, c.setOne, c.setBatch, func(e entry) int { return len(e.key) + e.value.len() }),
+		gets:    newCoalescer(m, c.getOne, c.getBatch, keySize),
+		agings:  newCoalescer(m, c.getOneAged, c.getBatchAged, keySize),
+		deletes: newCoalescer(m, c.deleteOne, c.deleteBatch, keySize),
+		exist:   newCoalescer(m, c.existsOne, c.existsBatch, keySize),
 	}
-}
-
-// merging returns a coalescer of c's calls of one kind.
-func merging[A, R any](c *Cache, m merge[A, R]) *coalescer[A, R] {
-	m.oneFault = causedByData
-	return newCoalescer(c.ctx, c.run, c.budget, m)
 }
 
 // entry is what a write stores.
@@ -244,8 +238,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	return deleted, c.fail(ctx, "delete", err)
 }
 
-// A row that ended at -infinity is a remembered absence, and goes, too. The comment keeps
-// the trigger quiet that feeds cache_change for other people's SQL.
+// An expired row goes, too, since it may hold a remembered absence. The comment keeps the
+// trigger quiet that feeds cache_change for other people's SQL.
 //
 // What GetOrSet is loading must not be stored behind a Delete, and is not once its
 // lease is gone. A lease that the statement sees, but no longer finds, has ended with
