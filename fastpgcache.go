@@ -139,7 +139,7 @@ type core struct {
 	closed  atomic.Bool
 	running sync.WaitGroup
 
-	flights  flights
+	flights  flights[answer]
 	leaseFor time.Duration // the constant, but in tests
 }
 
@@ -161,6 +161,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		leaseFor: leaseFor,
 	}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.flights = flights[answer]{ctx: c.ctx, run: c.background}
 	sql := func(text string, args int) *statement {
 		return newStatement(text, cfg.schema(), cfg.User, args)
 	}
@@ -191,7 +192,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.renew = sql(renewSQL, 3)
 	c.stmt.release = sql(releaseSQL, 2)
 	c.stmt.look = sql(lookSQL, 1)
-	c.stmt.store = sql(storeSQL, 6)
+	c.stmt.store = sql(storeSQL, 7)
 	c.stmt.since = sql(sinceSQL, 3)
 	c.stmt.page = sql(pageSQL, 1)
 	c.stmt.beginEpoch = sql(beginEpochSQL, 0)

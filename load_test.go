@@ -141,8 +141,8 @@ func execAdmin(t *testing.T, admin, statement string, args ...any) {
 func waiting(c *Cache, key string) int {
 	c.flights.mu.Lock()
 	defer c.flights.mu.Unlock()
-	if f := c.flights.byKey[key]; f != nil {
-		return f.callers
+	if l := c.flights.legs[key]; l != nil {
+		return l.flight.seats
 	}
 	return 0
 }

@@ -101,6 +101,17 @@ func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*
 	})
 }
 
+// query runs s and returns what scan makes of its rows.
+func query[T any](ctx context.Context, c *Cache, s *statement, args []any, scan func(*sql.Rows) (T, error)) ([]T, error) {
+	var all []T
+	err := c.query(ctx, s, args, func(rows *sql.Rows) error {
+		v, err := scan(rows)
+		all = append(all, v)
+		return err
+	})
+	return all, err
+}
+
 func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.Rows, error) {
 	p, err := c.prepared(ctx, s)
 	if err != nil {
