@@ -177,7 +177,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.stmt.ttl = one(ttlSQL, 1)
 	c.stmt.expire = one(expireSQL, 2)
 	c.stmt.persist = one(persistSQL, 1)
-	c.stmt.cleanup = sql(cleanupSQL, 3)
+	c.stmt.cleanup = sql(cleanupSQL, 2)
 	c.stmt.getMany = sql(getManySQL, 1)
 	c.stmt.setMany = sql(setManySQL, 4)
 	c.stmt.delMany = sql(deleteManySQL, 1)

@@ -44,14 +44,15 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 	}
 }
 
-// keysPage is the LIMIT of keysSQL, written out there so that the planner knows it.
+// keysPage is the LIMIT of keysSQL. The planner must not know it: it would sort the
+// rest of a table that was never analysed for each page.
 const keysPage = 5000
 
 const keysSQL = `
 SELECT key FROM {schema}.cache
 WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
   AND (expires_at IS NULL OR expires_at > statement_timestamp())
-ORDER BY user_id, key LIMIT 5000`
+ORDER BY user_id, key LIMIT (SELECT 5000)`
 
 // beyondKeys, after any prefix, is greater than every key with that prefix.
 var beyondKeys = strings.Repeat(string(unicode.MaxRune), maxKeyBytes/utf8.UTFMax+1)
@@ -94,12 +95,12 @@ WITH lease AS MATERIALIZED (
 DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM lease)`
 
 // Concurrent statements lock entries in the order of the primary key, or they could
-// deadlock. Without an end, the planner sorts all that is left for each page while a
-// table is not analysed yet.
+// deadlock. A LIMIT that the planner knew would have it sort all that is left for each
+// page while a table is not analysed yet.
 const clearSQL = `
 WITH page AS MATERIALIZED (
   SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key > $1 AND key < $2
-  ORDER BY user_id, key LIMIT 2000 FOR UPDATE),
+  ORDER BY user_id, key LIMIT (SELECT 2000) FOR UPDATE),
 removed AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM page))
   RETURNING expires_at IS NULL OR expires_at > statement_timestamp() AS live)

@@ -1,63 +1,73 @@
--- fastpgcache: the cache's table, row-level security and functions.
+-- fastpgcache: the cache's tables, row-level security, triggers and functions.
 --
 --   psql -v ON_ERROR_STOP=1 -f migrations.sql
 --
 -- It is a single DO statement, so every tool runs it whole or not at all. It
 -- may be run again at any time: it creates what is missing, upgrades the table
--- of an earlier version or of the Python library with every entry kept, and
--- waits for nobody when there is nothing to do. PostgreSQL 14 or newer.
+-- of the Python library with every entry kept, and waits for no user of the cache
+-- when there is nothing to do. PostgreSQL 14 or newer.
 --
--- Four settings, each optional, steer it, for example by
+-- Settings, each optional, steer it, for example by
 -- PGOPTIONS='-c fastpgcache.grantee=app -c fastpgcache.service=worker':
 --
---   fastpgcache.schema    where everything is created, the schema itself too if
---                         absent; defaults to the first of the search path
---   fastpgcache.grantee   the role that may use the cache, each login confined
---                         to its own entries; defaults to PUBLIC
---   fastpgcache.service   the role that may act for any user; defaults to none
---   fastpgcache.force     on: drop the cache with every entry, and create anew
+--   fastpgcache.schema     where everything is created, the schema itself too if
+--                          absent; defaults to the first of the search path
+--   fastpgcache.grantee    the role that may use the cache, each login confined to
+--                          its own entries; public, or none; defaults to who may
+--                          already, on the first set-up to public
+--   fastpgcache.service    the role that may act for any user, or none; defaults to
+--                          who may already, on the first set-up to none
+--   fastpgcache.max_bytes  what each user's entries may take; negative: no limit;
+--                          defaults to the limit that there is
+--   fastpgcache.force      on: delete every entry
 --
--- Errors of its own: FPG01 something else bears one of the names; FPG02 an object
--- belongs to a role that is not to be trusted with it; FPG03 this server or
--- database will not do.
+-- Errors of its own: FPG01 something else bears one of the names, or was attached to
+-- the cache; FPG02 an object belongs to a role that is not to be trusted with it;
+-- FPG03 this server or database will not do.
 DO $setup$
+-- A type is looked up before the first statement runs, hence the schema before each.
 DECLARE
-  path      constant text := pg_catalog.current_setting('search_path');
-  timeout   constant text := pg_catalog.current_setting('lock_timeout');
-  target    text := pg_catalog.current_schema();
-  grantee   text;
-  service   text;
-  force     boolean;
-  tables    constant text[] := ARRAY['cache_lease', 'cache', 'cache_epoch'];  -- locked in this order, as a Delete does
-  functions constant text[] := ARRAY[
+  path       constant pg_catalog.text := pg_catalog.current_setting('search_path');
+  timeout    constant pg_catalog.text := pg_catalog.current_setting('lock_timeout');
+  target     pg_catalog.text := pg_catalog.current_schema();
+  space      pg_catalog.oid;    -- of the schema
+  force      boolean;
+  max_bytes  bigint;            -- NULL: as it is
+  first      boolean;           -- whether this is no cache yet
+  own        pg_catalog.oid[];  -- who may use it, confined; 0 is PUBLIC
+  own_was    pg_catalog.oid[];
+  whole      pg_catalog.oid[];  -- who may act for any user
+  whole_was  pg_catalog.oid[];
+  tables     constant pg_catalog.text[] := ARRAY['cache_limit', 'cache_lease', 'cache', 'cache_change', 'cache_epoch'];
+  shared     constant pg_catalog.text[] := ARRAY['cache_lease', 'cache', 'cache_change', 'cache_epoch'];  -- by rows
+  functions  constant pg_catalog.text[] := ARRAY[
     'cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer) boolean',
     'cache_get(p_user_id text, p_key text) text',
     'cache_delete(p_user_id text, p_key text) boolean',
     'cache_exists(p_user_id text, p_key text) boolean',
     'cache_ttl(p_user_id text, p_key text) integer',
     'cache_cleanup() integer',
-    'cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval, OUT removed integer, OUT next_block bigint) record',
-    'cache_stamp() trigger'];
-  cache     regclass;
-  version   integer := 0;  -- of the table as it was found; 0 for the Python library's
-  owner     oid;
-  users     text;
-  name      text;
-  role_name text;
-  item      record;
+    'cache_walk(p_position text, p_every interval, OUT removed integer, OUT next_position text) record',
+    'cache_trim(p_user_id text, p_rows integer) integer',
+    'cache_begin(p_user_id text) void',
+    'cache_changed() trigger',
+    'cache_moved() trigger',
+    'cache_deleted() trigger'];
+  cache      pg_catalog.regclass;
+  version    integer := 0;  -- of the table as it was found; 0 for the Python library's
+  owner      pg_catalog.oid;
+  users      pg_catalog.text;
+  name       pg_catalog.text;
+  item       pg_catalog.record;
 BEGIN
   -- Whoever may create in a schema of the search path could put functions and
   -- operators there that fit a call better than PostgreSQL's own: nothing here, and
   -- nothing in the functions below, is looked up but in pg_catalog.
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
-  -- Concurrent set-ups go one after the other.
-  PERFORM pg_advisory_xact_lock(7306010338411931507);
-
-  target  := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
-  grantee := coalesce(nullif(current_setting('fastpgcache.grantee', true), ''), 'public');
-  service := nullif(current_setting('fastpgcache.service', true), '');
-  force   := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
+  target    := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
+  force     := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
+  max_bytes := nullif(nullif(current_setting('fastpgcache.max_bytes', true), ''), '0')::bigint;
 
   IF current_setting('server_version_num')::integer < 140000 THEN
     RAISE EXCEPTION 'fastpgcache needs PostgreSQL 14 or newer' USING ERRCODE = 'FPG03';
@@ -69,17 +79,36 @@ BEGIN
   IF target IS NULL THEN
     RAISE EXCEPTION 'no schema of the search path exists' USING ERRCODE = 'invalid_schema_name';
   END IF;
-  FOREACH role_name IN ARRAY ARRAY[grantee, service] LOOP
-    IF role_name <> 'public' AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
-      RAISE EXCEPTION 'role "%" does not exist', role_name USING ERRCODE = 'undefined_object';
-    END IF;
+  FOR item IN SELECT role FROM (VALUES (current_setting('fastpgcache.grantee', true)), (current_setting('fastpgcache.service', true))) r(role)
+              WHERE role <> '' AND role NOT IN ('public', 'none') AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) LOOP
+    RAISE EXCEPTION 'role "%" does not exist', item.role USING ERRCODE = 'undefined_object';
   END LOOP;
 
   IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = target) THEN
     EXECUTE format('CREATE SCHEMA %I', target);
   END IF;
+  space := quote_ident(target)::regnamespace;
+
+  -- Concurrent set-ups go one after the other. cache_limit is what they wait for:
+  -- confined logins may only read it, so that none can hold this lock.
   IF timeout = '0' THEN
     PERFORM set_config('lock_timeout', '10s', true);
+  END IF;
+  IF to_regclass(format('%I.cache_limit', target)) IS NULL THEN
+    EXECUTE format($$
+      CREATE TABLE %1$I.cache_limit (
+        user_id   text COLLATE "C" PRIMARY KEY,  -- empty: everybody who has no row of their own
+        max_bytes bigint NOT NULL CONSTRAINT cache_limit_positive CHECK (max_bytes > 0)
+      );
+      COMMENT ON TABLE %1$I.cache_limit IS 'fastpgcache limit' $$, target);
+  ELSIF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(format('%I.cache_limit', target)) AND relkind = 'r'
+                AND pg_has_role(relowner, 'MEMBER')) THEN
+    EXECUTE format('LOCK TABLE %I.cache_limit IN SHARE UPDATE EXCLUSIVE MODE', target);
+  END IF;
+  -- From here on a lock of ours may hold up users of the cache: better give up soon,
+  -- and be run again.
+  IF timeout = '0' THEN
+    PERFORM set_config('lock_timeout', '1s', true);
   END IF;
 
   -- What bears our names must be ours, and its owner to be trusted with it: the
@@ -92,11 +121,13 @@ BEGIN
              OR (c.relname, ARRAY(
                  SELECT concat(a.attname, ' ', t.typname) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname))
-               IN (('cache', '{created_at timestamptz,created_xid int8,expires_at timestamptz,key text,user_id text,value text,value_bytes bytea}'),
+               IN (('cache', '{created_at timestamptz,expires_at timestamptz,key text,mark int8,user_id text,value text,value_bytes bytea}'),
                    ('cache', '{accessed_at timestamptz,created_at timestamptz,expires_at timestamptz,key text,user_id text,value text}'),
-                   ('cache_epoch', '{cleaned_at timestamptz,cleanup_block int8,id uuid,only_row bool}'),
-                   ('cache_lease', '{expires_at timestamptz,holder text,key text,user_id text}'))) AS ours
-    FROM pg_class c WHERE c.relnamespace = quote_ident(target)::regnamespace AND c.relname = ANY (tables)
+                   ('cache_change', '{keys _text,user_id text,xid int8}'),
+                   ('cache_epoch', '{id uuid,low int8,snapshots _txid_snapshot,taken _timestamptz,trimmed txid_snapshot,user_id text,waiting _int8,walk_position text,walked_at timestamptz}'),
+                   ('cache_lease', '{expires_at timestamptz,holder text,key text,user_id text,xid int8}'),
+                   ('cache_limit', '{max_bytes int8,user_id text}'))) AS ours
+    FROM pg_class c WHERE c.relnamespace = space AND c.relname = ANY (tables)
     UNION ALL
     SELECT 'function ' || p.oid::regprocedure, p.proowner,
            format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions)
@@ -119,8 +150,27 @@ BEGIN
   IF version > 1 THEN
     RAISE EXCEPTION 'table % was set up by a newer version of fastpgcache', cache USING ERRCODE = 'FPG03';
   END IF;
+
+  -- Who may use it: who is named, else who may already, else everybody.
+  first := NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = cache AND attname = 'mark' AND NOT attisdropped);
+  SELECT coalesce(max(p.polroles) FILTER (WHERE p.polname = 'cache_own_rows'), '{}'),
+         coalesce(max(p.polroles) FILTER (WHERE p.polname = 'cache_any_rows'), '{}')
+  INTO own_was, whole_was FROM pg_policy p WHERE p.polrelid = cache;
+  own := CASE WHEN nullif(current_setting('fastpgcache.grantee', true), '') IS NULL
+    THEN CASE WHEN first THEN '{0}' ELSE own_was END
+    ELSE (SELECT coalesce(array_agg(r.oid), '{}') FROM (SELECT oid, rolname FROM pg_roles UNION ALL SELECT 0, 'public') r
+          WHERE r.rolname = current_setting('fastpgcache.grantee', true)) END;
+  whole := CASE WHEN nullif(current_setting('fastpgcache.service', true), '') IS NULL THEN whole_was
+    ELSE (SELECT coalesce(array_agg(r.oid), '{}') FROM (SELECT oid, rolname FROM pg_roles UNION ALL SELECT 0, 'public') r
+          WHERE r.rolname = current_setting('fastpgcache.service', true)) END;
+  owner := coalesce((SELECT relowner FROM pg_class WHERE oid = cache), (SELECT oid FROM pg_roles WHERE rolname = current_user));
+  IF owner = ANY (own) OR 0 = ANY (whole) OR own && whole THEN
+    RAISE EXCEPTION 'nobody would be confined: the grantee is the owner, or the service is the grantee or public'
+      USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+
   IF force THEN
-    FOREACH name IN ARRAY tables LOOP
+    FOREACH name IN ARRAY shared LOOP
       EXECUTE format('DROP TABLE IF EXISTS %I.%I', target, name);
     END LOOP;
     cache := NULL;
@@ -138,12 +188,13 @@ BEGIN
         value_bytes bytea,
         expires_at  timestamptz,
         created_at  timestamptz NOT NULL DEFAULT now(),
-        created_xid bigint NOT NULL DEFAULT txid_current(),
+        mark        bigint,  -- of the transaction whose statement has fed this change itself
         PRIMARY KEY (user_id, key),
+        CONSTRAINT cache_key_length CHECK (octet_length(key) BETWEEN 1 AND 1024),
         CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL))
       ) $$, target);
     cache := format('%I.cache', target);
-  ELSIF EXISTS (SELECT FROM pg_attribute WHERE attrelid = cache AND attname = 'accessed_at' AND NOT attisdropped) THEN
+  ELSIF first THEN
     -- The Python library's. What others attached to it would run with our rights.
     EXECUTE format('LOCK TABLE %s', cache);
     IF EXISTS (SELECT FROM pg_class WHERE oid = cache
@@ -156,8 +207,9 @@ BEGIN
                 WHERE i.indrelid = cache AND c.relname IN ('idx_cache_expires_at', 'idx_cache_user_id') LOOP
       EXECUTE format('DROP INDEX %s', item.index);
     END LOOP;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE created_at IS NULL) AS missing', cache) INTO item;
-    IF item.missing THEN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %1$s WHERE created_at IS NULL) AS undated,
+      EXISTS (SELECT FROM %1$s WHERE octet_length(key) NOT BETWEEN 1 AND 1024) AS odd', cache) INTO item;
+    IF item.undated THEN
       EXECUTE format('ALTER TABLE %s ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING coalesce(created_at, now())', cache);
     END IF;
     EXECUTE format($$
@@ -167,25 +219,42 @@ BEGIN
         ALTER value TYPE text, ALTER value DROP NOT NULL,  -- TYPE drops the statistics
         ALTER created_at SET DEFAULT now(), ALTER created_at SET NOT NULL,
         ADD value_bytes bytea,
-        ADD created_xid bigint NOT NULL DEFAULT txid_current(),
+        ADD mark bigint,
+        ADD CONSTRAINT cache_key_length CHECK (octet_length(key) BETWEEN 1 AND 1024) %s,
         ADD CONSTRAINT cache_one_value CHECK ((value IS NULL) <> (value_bytes IS NULL)),
-        DROP accessed_at $$, cache);
-  END IF;
-  IF NOT EXISTS (SELECT FROM pg_index WHERE indrelid = cache AND indisvalid AND pg_get_indexdef(indexrelid) LIKE '%(user_id, created_xid)') THEN
-    EXECUTE format('CREATE INDEX ON %s (user_id, created_xid)', cache);
+        DROP accessed_at $$, cache, CASE WHEN item.odd THEN 'NOT VALID' END);
   END IF;
 
-  -- The epoch is lost with the entries, and nobody can choose its id.
+  -- The feed: whoever changes what a key answers leaves it here, in the same
+  -- transaction. Its rows are few and large, or many and small; they live a minute.
+  IF to_regclass(format('%I.cache_change', target)) IS NULL THEN
+    EXECUTE format($$
+      CREATE UNLOGGED TABLE %1$I.cache_change (
+        user_id text COLLATE "C" NOT NULL DEFAULT current_user,
+        xid     bigint NOT NULL DEFAULT txid_current(),
+        keys    text[],  -- NULL: all of the user's
+        CONSTRAINT cache_change_keys CHECK (cardinality(keys) <= 2000 AND octet_length(array_to_string(keys, ''::text)) <= 2200000)
+      ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0,
+        toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0);
+      CREATE INDEX ON %1$I.cache_change (user_id, xid);
+      COMMENT ON TABLE %1$I.cache_change IS 'fastpgcache change' $$, target);
+  END IF;
+
+  -- One row for each user. It is lost with the entries, and nobody can choose its id.
   IF to_regclass(format('%I.cache_epoch', target)) IS NULL THEN
     EXECUTE format($$
       CREATE UNLOGGED TABLE %1$I.cache_epoch (
-        only_row      boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+        user_id       text COLLATE "C" PRIMARY KEY DEFAULT current_user,
         id            uuid NOT NULL DEFAULT gen_random_uuid(),
-        cleanup_block bigint NOT NULL DEFAULT 0,  -- where the shared cleanup goes on
-        cleaned_at    timestamptz                 -- and when it last reached the table's end
-      );
-      COMMENT ON TABLE %1$I.cache_epoch IS 'fastpgcache epoch';
-      INSERT INTO %1$I.cache_epoch DEFAULT VALUES $$, target);
+        trimmed       txid_snapshot,        -- feed rows visible in it may be gone
+        low           bigint NOT NULL DEFAULT 0,
+        waiting       bigint[],             -- feed rows below low are of these transactions
+        snapshots     txid_snapshot[],      -- candidates for trimmed, oldest first
+        taken         timestamptz[],        -- when each was taken
+        walk_position text,                 -- where the user's cleanup goes on
+        walked_at     timestamptz           -- and when it last came to its end
+      ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+      COMMENT ON TABLE %1$I.cache_epoch IS 'fastpgcache epoch' $$, target);
   END IF;
 
   -- Who loads a missing key at the moment.
@@ -196,49 +265,59 @@ BEGIN
         key        text COLLATE "C" NOT NULL,
         holder     text NOT NULL,
         expires_at timestamptz NOT NULL,
+        xid        bigint NOT NULL DEFAULT txid_current(),  -- that took it
         PRIMARY KEY (user_id, key)
       );
       COMMENT ON TABLE %1$I.cache_lease IS 'fastpgcache lease' $$, target);
   END IF;
 
-  -- Statistics of keys and values would tell others' key ranges through EXPLAIN,
-  -- and no plan needs them.
-  FOR item IN SELECT attname FROM pg_attribute WHERE attrelid = cache AND attname IN ('key', 'value', 'value_bytes')
-              AND coalesce(attstattarget, -1) <> 0 LOOP
-    EXECUTE format('ALTER TABLE %s ALTER %I SET STATISTICS 0', cache, item.attname);
+  -- Statistics of users, keys and values would tell others' through EXPLAIN, and make
+  -- plans for the user that was there when they were made. No plan needs them.
+  FOR item IN SELECT a.attrelid::regclass AS relation, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+              WHERE c.relnamespace = space AND c.relname = ANY (shared) AND a.attnum > 0 AND NOT a.attisdropped
+              AND a.atttypid IN ('text'::regtype, 'text[]'::regtype, 'bytea'::regtype) AND coalesce(a.attstattarget, -1) <> 0 LOOP
+    EXECUTE format('ALTER TABLE %s ALTER %I SET STATISTICS 0', item.relation, item.attname);
   END LOOP;
   IF version < 1 THEN
-    EXECUTE format('ALTER TABLE %s ALTER created_xid SET (n_distinct = -1)', cache);
     IF EXISTS (SELECT FROM pg_settings s WHERE s.name = 'default_toast_compression' AND 'lz4' = ANY (s.enumvals)) THEN
       EXECUTE format('ALTER TABLE %s ALTER value SET COMPRESSION lz4, ALTER value_bytes SET COMPRESSION lz4', cache);
     END IF;
     EXECUTE format($$
-      ALTER TABLE %s SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
+      ALTER TABLE %s SET (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
         autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0) $$, cache);
     EXECUTE format('COMMENT ON TABLE %s IS %L', cache, 'fastpgcache schema 1');
   END IF;
 
-  -- The functions. Six have the Python library's names, parameters and results.
+  -- The functions. Six have the Python library's names, parameters and results. None
+  -- has other rights than its caller's. plpgsql keeps plans, which sql does not.
   FOR item IN SELECT * FROM (VALUES
-    ($$cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL) RETURNS boolean LANGUAGE sql$$, $$
-      INSERT INTO %1$I.cache (user_id, key, value, value_bytes, expires_at)
-      VALUES (p_user_id, p_key, p_value, NULL, statement_timestamp() + make_interval(secs => p_ttl_seconds))
+    ($$cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql$$, $$
+    BEGIN
+      WITH change AS (INSERT INTO %1$I.cache_change (user_id, keys) VALUES (p_user_id, ARRAY[p_key]))
+      INSERT INTO %1$I.cache (user_id, key, value, value_bytes, expires_at, mark)
+      VALUES (p_user_id, p_key, p_value, NULL, statement_timestamp() + make_interval(secs => p_ttl_seconds::double precision), txid_current())
       ON CONFLICT (user_id, key) DO UPDATE
-      SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at;
-      SELECT true;
+      SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark;
+      IF random() < 0.005::double precision AND current_setting('transaction_isolation') = 'read committed' THEN
+        PERFORM %1$I.cache_trim(p_user_id, 1000);
+      END IF;
+      RETURN true;
+    END
     $$),
     ($$cache_get(p_user_id text, p_key text) RETURNS text LANGUAGE sql$$, $$
       SELECT value FROM %1$I.cache
       WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp());
     $$),
-    ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
+    ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE plpgsql$$, $$
+    DECLARE
+      live boolean;
+    BEGIN
       -- First and apart: the next statement sees what a load has stored by then.
       DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key;
-      WITH deleted AS (
-        DELETE FROM %1$I.cache
-        WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())
-        RETURNING true)
-      SELECT EXISTS (SELECT FROM deleted);
+      DELETE FROM %1$I.cache WHERE user_id = p_user_id AND key = p_key
+      RETURNING expires_at IS NULL OR expires_at > statement_timestamp() INTO live;
+      RETURN coalesce(live, false);
+    END
     $$),
     ($$cache_exists(p_user_id text, p_key text) RETURNS boolean LANGUAGE sql$$, $$
       SELECT EXISTS (SELECT FROM %1$I.cache
@@ -247,70 +326,248 @@ BEGIN
     ($$cache_ttl(p_user_id text, p_key text) RETURNS integer LANGUAGE sql$$, $$
       SELECT coalesce((
         SELECT CASE WHEN isfinite(expires_at)
-          THEN least(ceil(extract(epoch FROM expires_at - statement_timestamp())), 2147483647)::integer ELSE -1 END
+          THEN least(ceil(extract(epoch FROM expires_at - statement_timestamp())), 2147483647::numeric)::integer ELSE -1 END
         FROM %1$I.cache
         WHERE user_id = p_user_id AND key = p_key AND (expires_at IS NULL OR expires_at > statement_timestamp())), -2);
     $$),
-    -- Removes the expired entries, of every user, in p_blocks pages of the table
-    -- from page p_first on; the next page to do, or NULL at the end. With p_every
-    -- it does the next bite of a cleanup that all processes share, which knows
-    -- itself where it is: removed is NULL when another process is at it, or it
-    -- reached the end less than p_every ago.
-    ($$cache_cleanup_blocks(p_first bigint, p_blocks integer, p_every interval DEFAULT NULL,
-      OUT removed integer, OUT next_block bigint) LANGUAGE plpgsql SECURITY DEFINER$$, $$
+    -- Makes the user's epoch if there is none, but waits for nobody whose transaction
+    -- has made it and goes on.
+    ($$cache_begin(p_user_id text) RETURNS void LANGUAGE plpgsql SET lock_timeout = '10ms'$$, $$
+    BEGIN
+      INSERT INTO %1$I.cache_epoch (user_id) VALUES (p_user_id) ON CONFLICT DO NOTHING;
+    EXCEPTION WHEN lock_not_available THEN
+      NULL;
+    END
+    $$),
+    -- One bite of trimming a user's feed: removes at most p_rows of the rows that were
+    -- visible a minute ago, so that each process has had the time to read them. How
+    -- many; NULL when there is nothing to do now. The rows left below low are of
+    -- transactions that were still running.
+    ($$cache_trim(p_user_id text, p_rows integer) RETURNS integer LANGUAGE plpgsql$$, $$
     DECLARE
-      ends bigint := pg_relation_size(%2$L) / current_setting('block_size')::bigint;
+      epoch   record;
+      due     integer;
+      removed integer := 0;
+      n       integer;
+      upto    bigint;
+      rows    tid[];
+      present txid_snapshot := txid_current_snapshot();
+      moment    timestamptz := clock_timestamp();
+    BEGIN
+      IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = p_user_id) THEN
+        PERFORM %1$I.cache_begin(p_user_id);
+      END IF;
+      SELECT * INTO epoch FROM %1$I.cache_epoch WHERE user_id = p_user_id FOR UPDATE SKIP LOCKED;
+      IF NOT FOUND THEN
+        RETURN NULL;
+      END IF;
+      IF txid_snapshot_xmax(epoch.trimmed) > txid_snapshot_xmax(present) OR epoch.low > txid_snapshot_xmax(present) THEN
+        -- Restored from another server: whoever has read it starts anew.
+        UPDATE %1$I.cache_epoch SET trimmed = present, low = 0::bigint, waiting = NULL, snapshots = NULL, taken = NULL WHERE user_id = p_user_id;
+        RETURN 0;
+      END IF;
+      -- A candidate each 15 s; a moment in the future is due, as is a moment that was.
+      IF NOT coalesce(epoch.taken[cardinality(epoch.taken)] BETWEEN moment - interval '15 s' AND moment, false) THEN
+        epoch.snapshots := epoch.snapshots || present;
+        epoch.taken := epoch.taken || moment;
+        UPDATE %1$I.cache_epoch SET snapshots = epoch.snapshots, taken = epoch.taken WHERE user_id = p_user_id;
+      END IF;
+      IF epoch.trimmed IS NULL OR epoch.low >= txid_snapshot_xmax(epoch.trimmed) THEN
+        due := (SELECT max(i) FROM generate_subscripts(epoch.taken, 1) i
+          WHERE epoch.taken[i] NOT BETWEEN moment - interval '1 minute' AND moment
+            AND txid_snapshot_xmax(epoch.snapshots[i]) <= txid_snapshot_xmax(present));
+        IF due IS NULL THEN
+          RETURN NULL;
+        END IF;
+        epoch.trimmed := epoch.snapshots[due];
+        UPDATE %1$I.cache_epoch SET trimmed = epoch.trimmed, snapshots = epoch.snapshots[due + 1 :], taken = epoch.taken[due + 1 :]
+        WHERE user_id = p_user_id;
+      END IF;
+      IF epoch.waiting <> '{}'::bigint[] THEN
+        rows := ARRAY(SELECT ctid FROM %1$I.cache_change
+          WHERE user_id = p_user_id AND xid = ANY (epoch.waiting) AND txid_visible_in_snapshot(xid, epoch.trimmed) LIMIT p_rows);
+        DELETE FROM %1$I.cache_change
+        WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$I.cache_change WHERE ctid = ANY (rows) FOR UPDATE SKIP LOCKED));
+        GET DIAGNOSTICS removed = ROW_COUNT;
+        IF removed < cardinality(rows) OR removed >= p_rows THEN
+          RETURN removed;
+        END IF;
+        UPDATE %1$I.cache_epoch SET waiting = NULL WHERE user_id = p_user_id;
+      END IF;
+      SELECT array_agg(c.ctid), max(c.xid) INTO rows, upto FROM (
+        SELECT ctid, xid FROM %1$I.cache_change
+        WHERE user_id = p_user_id AND xid >= epoch.low AND xid < txid_snapshot_xmax(epoch.trimmed)
+          AND txid_visible_in_snapshot(xid, epoch.trimmed)
+        ORDER BY user_id, xid LIMIT (SELECT p_rows - removed)) c;
+      DELETE FROM %1$I.cache_change
+      WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$I.cache_change WHERE ctid = ANY (rows) FOR UPDATE SKIP LOCKED));
+      GET DIAGNOSTICS n = ROW_COUNT;
+      removed := removed + n;
+      IF n < cardinality(rows) THEN  -- somebody holds one
+        RETURN removed;
+      ELSIF removed >= p_rows THEN
+        UPDATE %1$I.cache_epoch SET low = upto WHERE user_id = p_user_id;
+      ELSE
+        UPDATE %1$I.cache_epoch SET low = txid_snapshot_xmax(epoch.trimmed), waiting = ARRAY(SELECT txid_snapshot_xip(epoch.trimmed))
+        WHERE user_id = p_user_id;
+      END IF;
+      RETURN removed;
+    END
+    $$),
+    -- One bite of a cleanup: removes expired entries, of every user that the caller may
+    -- act for, from p_position on, NULL for the start. How many, and the position to go
+    -- on from, NULL at the end. With p_every it does the next bite of a walk that all
+    -- processes of the caller's share, which knows itself where it is: removed is NULL
+    -- when another process is at it, or it came to its end less than p_every ago.
+    --
+    -- A login that is confined walks its own keys, until they turn out to be more than
+    -- the table has pages; everybody else, and then it, walks the pages.
+    -- An entry stays while its key is being loaded: the load looks whether it is the one
+    -- that it found. What is remembered as absent expired at -infinity, and stays until
+    -- the time in its value.
+    ($$cache_walk(p_position text, p_every interval, OUT removed integer, OUT next_position text) LANGUAGE plpgsql$$, $$
+    DECLARE
+      pages constant bigint := pg_relation_size(%2$L::regclass, 'main'::text) / current_setting('block_size')::bigint;
+      here  text := p_position;
+      mine  boolean := false;
+      block bigint;
+      seen  bigint;
+      n     integer;
+      rows  tid[];
     BEGIN
       IF p_every IS NOT NULL THEN
-        IF NOT EXISTS (SELECT FROM %1$I.cache_epoch) THEN  -- ON CONFLICT alone would wait for who is at it
-          INSERT INTO %1$I.cache_epoch DEFAULT VALUES ON CONFLICT DO NOTHING;
+        IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = current_user) THEN
+          PERFORM %1$I.cache_begin(current_user::text);
         END IF;
-        SELECT cleanup_block INTO p_first FROM %1$I.cache_epoch
-        WHERE cleanup_block > 0 OR cleaned_at IS NULL OR cleaned_at <= statement_timestamp() - p_every
-        FOR UPDATE SKIP LOCKED;
-        IF NOT FOUND THEN
+        FOR try IN 1 .. 3 LOOP  -- who trims the feed holds the row for a moment
+          PERFORM FROM %1$I.cache_epoch WHERE user_id = current_user AND walk_position IS NULL
+            AND walked_at BETWEEN statement_timestamp() - p_every AND statement_timestamp();
+          IF FOUND THEN
+            RETURN;
+          END IF;
+          SELECT walk_position, true INTO here, mine FROM %1$I.cache_epoch WHERE user_id = current_user
+            AND NOT coalesce(walk_position IS NULL AND walked_at BETWEEN statement_timestamp() - p_every AND statement_timestamp(), false)
+          FOR UPDATE SKIP LOCKED;
+          EXIT WHEN mine;
+          PERFORM pg_sleep(0.005::double precision);
+        END LOOP;
+        IF mine IS NOT TRUE THEN
           RETURN;
         END IF;
       END IF;
-      next_block := p_first + greatest(p_blocks, 1);
-      DELETE FROM %1$I.cache
-      WHERE ctid = ANY (ARRAY(
-          SELECT ctid FROM %1$I.cache
-          WHERE ctid >= concat('(', p_first, ',0)')::tid AND ctid < concat('(', least(next_block, 4294967295), ',0)')::tid
-            AND expires_at <= statement_timestamp()
-          FOR UPDATE SKIP LOCKED))
-        AND expires_at <= statement_timestamp();
-      GET DIAGNOSTICS removed = ROW_COUNT;
-      IF next_block >= ends THEN
-        next_block := NULL;
-        DELETE FROM %1$I.cache_lease
-        WHERE (user_id, key) IN (
-          SELECT user_id, key FROM %1$I.cache_lease WHERE expires_at <= statement_timestamp() FOR UPDATE SKIP LOCKED);
+      IF here IS NULL OR here !~ '^(k[0-9]{1,15}:|b[0-9]{1,10}$|l$)' THEN
+        here := CASE WHEN row_security_active(%2$L::text) AND NOT EXISTS (
+          SELECT FROM pg_policy p, unnest(p.polroles) r
+          WHERE p.polrelid = %2$L::regclass::oid AND p.polname = 'cache_any_rows'::name AND pg_has_role(r, 'USAGE'::text))
+          THEN 'k0:' ELSE 'b0' END;
       END IF;
-      IF p_every IS NOT NULL THEN
-        UPDATE %1$I.cache_epoch SET cleanup_block = coalesce(next_block, 0),
-          cleaned_at = CASE WHEN next_block IS NULL THEN statement_timestamp() ELSE cleaned_at END;
+
+      removed := 0;
+      IF here ~ '^k' THEN
+        SELECT array_agg(c.ctid) FILTER (WHERE c.expires_at <= statement_timestamp()), count(*), max(c.key)
+        INTO rows, n, next_position FROM (
+          SELECT ctid, key, expires_at FROM %1$I.cache
+          WHERE user_id = current_user AND key > substr(here, strpos(here, ':'::text) + 1)
+          ORDER BY user_id, key LIMIT (SELECT 1000)) c;
+        seen := split_part(substr(here, 2), ':'::text, 1)::bigint + n;
+        here := CASE WHEN n < 1000 THEN 'l' WHEN seen > pages THEN 'b0' ELSE concat('k', seen, ':', next_position) END;
+      ELSIF here ~ '^b' THEN
+        block := substr(here, 2)::bigint;
+        rows := ARRAY(SELECT ctid FROM %1$I.cache
+          WHERE ctid >= concat('(', least(block, 4294967295), ',0)')::tid AND ctid < concat('(', least(block + 256, 4294967295), ',0)')::tid
+            AND expires_at <= statement_timestamp());
+        here := CASE WHEN block + 256 < pages THEN concat('b', block + 256) ELSE 'l' END;
+      END IF;
+      IF rows IS NOT NULL THEN
+        WITH gone AS (
+          DELETE FROM %1$I.cache
+          WHERE ctid = ANY (ARRAY(
+              SELECT c.ctid FROM %1$I.cache c
+              WHERE c.ctid = ANY (rows) AND c.expires_at <= statement_timestamp()
+                AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+                  THEN c.value::numeric <= extract(epoch FROM statement_timestamp()) ELSE true END
+                AND NOT EXISTS (SELECT FROM %1$I.cache_lease l WHERE l.user_id = c.user_id AND l.key = c.key
+                  AND l.expires_at BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute')
+              FOR UPDATE OF c SKIP LOCKED))
+            AND expires_at <= statement_timestamp()
+          RETURNING expires_at)
+        SELECT count(*) FILTER (WHERE expires_at > '-infinity'::timestamptz) INTO removed FROM gone;
+      END IF;
+      next_position := here;
+      IF here = 'l' THEN
+        -- No lease lasts for a minute: such a one is of a clock that was set back.
+        DELETE FROM %1$I.cache_lease
+        WHERE ctid = ANY (ARRAY(
+          SELECT ctid FROM %1$I.cache_lease
+          WHERE expires_at NOT BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute'
+          LIMIT 10000 FOR UPDATE SKIP LOCKED));
+        GET DIAGNOSTICS n = ROW_COUNT;
+        next_position := CASE WHEN n = 10000 THEN 'l' END;
+      END IF;
+      IF mine THEN
+        UPDATE %1$I.cache_epoch SET walk_position = next_position,
+          walked_at = CASE WHEN next_position IS NULL THEN clock_timestamp() ELSE walked_at END
+        WHERE user_id = current_user;
       END IF;
     END
     $$),
-    ($$cache_cleanup() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER$$, $$
+    ($$cache_cleanup() RETURNS integer LANGUAGE plpgsql$$, $$
     DECLARE
       bite  record;
       total integer := 0;
-      block bigint := 0;
+      here  text;
     BEGIN
-      WHILE block IS NOT NULL LOOP
-        SELECT * INTO bite FROM %1$I.cache_cleanup_blocks(block, 1024, NULL::interval);
+      LOOP
+        SELECT w.removed, w.next_position INTO bite FROM %1$I.cache_walk(here, NULL::interval) w;
         total := total + bite.removed;
-        block := bite.next_block;
+        here := bite.next_position;
+        EXIT WHEN here IS NULL;
       END LOOP;
+      IF current_setting('transaction_isolation') = 'read committed' THEN
+        PERFORM %1$I.cache_trim(current_user::text, 10000);
+      END IF;
       RETURN total;
     END
     $$),
-    ($$cache_stamp() RETURNS trigger LANGUAGE plpgsql$$, $$
+    -- Other people's SQL leaves its keys in the feed by triggers. Our statements feed
+    -- themselves, one row for all their keys, and tell by mark, or by how they begin.
+    ($$cache_changed() RETURNS trigger LANGUAGE plpgsql$$, $$
     BEGIN
-      NEW.created_xid := txid_current();
-      RETURN NEW;
+      INSERT INTO %1$I.cache_change (user_id, keys) VALUES (NEW.user_id, ARRAY[NEW.key]);
+      IF random() < 0.005::double precision AND current_setting('transaction_isolation') = 'read committed' THEN
+        PERFORM %1$I.cache_trim(NEW.user_id, 1000);
+      END IF;
+      RETURN NULL;
+    END
+    $$),
+    ($$cache_moved() RETURNS trigger LANGUAGE plpgsql$$, $$
+    BEGIN
+      INSERT INTO %1$I.cache_change (user_id, keys) VALUES (OLD.user_id, ARRAY[OLD.key]), (NEW.user_id, ARRAY[NEW.key]);
+      RETURN NULL;
+    END
+    $$),
+    ($$cache_deleted() RETURNS trigger LANGUAGE plpgsql$$, $$
+    DECLARE
+      label text;
+    BEGIN
+      INSERT INTO %1$I.cache_change (user_id, keys)
+      SELECT d.user_id, array_agg(d.key) FROM (
+        SELECT user_id, key, (row_number() OVER (PARTITION BY user_id) - 1) / 1000 AS part FROM deleted
+        WHERE expires_at IS NULL OR expires_at > statement_timestamp()) d
+      GROUP BY d.user_id, d.part;
+      -- What is being loaded must not be stored behind it.
+      DELETE FROM %1$I.cache_lease
+      WHERE ctid = ANY (ARRAY(
+        SELECT l.ctid FROM %1$I.cache_lease l
+        WHERE l.expires_at > statement_timestamp() AND (l.user_id, l.key) IN (SELECT user_id, key FROM deleted)
+        ORDER BY l.user_id, l.key FOR UPDATE OF l));
+      IF random() < 0.005::double precision AND current_setting('transaction_isolation') = 'read committed' THEN
+        SELECT user_id INTO label FROM deleted LIMIT 1;
+        IF FOUND THEN
+          PERFORM %1$I.cache_trim(label, 1000);
+        END IF;
+      END IF;
+      RETURN NULL;
     END
     $$)) f(head, body)
   LOOP
@@ -318,51 +575,54 @@ BEGIN
       target, item.head, format(item.body, target, cache));
   END LOOP;
 
-  -- created_xid always is the transaction that made the row's key visible.
   FOR item IN
-    SELECT w.name, w.event, t.tgname FROM (VALUES
-      ('cache_stamp_insert', 'INSERT ON %s FOR EACH ROW WHEN (NEW.created_xid IS DISTINCT FROM txid_current())'),
-      ('cache_stamp_update', 'UPDATE OF user_id, key, created_xid ON %s FOR EACH ROW')) w(name, event)
+    SELECT w.name, w.event, w.function, t.tgname FROM (VALUES
+      ('cache_changed_insert', 'AFTER INSERT ON %s FOR EACH ROW WHEN (NEW.mark IS DISTINCT FROM txid_current())', 'cache_changed'),
+      ('cache_changed_update', 'AFTER UPDATE OF value, value_bytes, expires_at ON %s FOR EACH ROW WHEN (NEW.mark IS DISTINCT FROM txid_current())', 'cache_changed'),
+      ('cache_moved', 'AFTER UPDATE OF user_id, key ON %s FOR EACH ROW', 'cache_moved'),
+      ('cache_deleted', 'AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN (starts_with(current_query(), ''/*fastpgcache*/''::text) IS NOT TRUE)', 'cache_deleted')
+      ) w(name, event, function)
     LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
     WHERE t.tgenabled IS DISTINCT FROM 'A'
   LOOP
     IF item.tgname IS NULL THEN
-      EXECUTE format('CREATE TRIGGER %I BEFORE ' || item.event || ' EXECUTE FUNCTION %I.cache_stamp()', item.name, cache, target);
+      EXECUTE format('CREATE TRIGGER %I ' || item.event || ' EXECUTE FUNCTION %I.%I()', item.name, cache, target, item.function);
     END IF;
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
   END LOOP;
 
-  -- Row-level security. IS TRUE makes the policy a mere filter: left bare, the
-  -- planner takes it for an index condition and picks the wrong index.
-  FOREACH name IN ARRAY ARRAY['cache_lease', 'cache'] LOOP
+  -- Row-level security. The policies are bare, so that they are index conditions:
+  -- a filter would count others' rows for whoever asks EXPLAIN.
+  FOREACH name IN ARRAY shared LOOP
     IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = format('%I.%I', target, name)::regclass) THEN
       EXECUTE format('ALTER TABLE %I.%I ENABLE ROW LEVEL SECURITY', target, name);
     END IF;
     FOR item IN
-      SELECT w.policy, w.role, w.rows, p.polname
-      FROM (VALUES ('cache_own_rows', grantee, '((user_id = current_user) IS TRUE)'),
-                   ('cache_any_rows', service, '(true)')) w(policy, role, rows)
+      SELECT w.policy, w.roles, w.rows, p.polname
+      FROM (VALUES ('cache_own_rows', own, '(user_id = CURRENT_USER)'), ('cache_any_rows', whole, 'true')) w(policy, roles, rows)
       LEFT JOIN pg_policy p ON p.polrelid = format('%I.%I', target, name)::regclass AND p.polname = w.policy
-      WHERE p.polroles IS DISTINCT FROM ARRAY[CASE WHEN w.role = 'public' THEN 0::oid
-                                                   ELSE (SELECT r.oid FROM pg_roles r WHERE r.rolname = w.role) END]
-        AND (p.polname IS NOT NULL OR w.role IS NOT NULL)
+      WHERE (coalesce(p.polroles, '{}') <> w.roles
+        OR (p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+           IS DISTINCT FROM ('*'::"char", true, w.rows, w.rows))
+        AND (p.polname IS NOT NULL OR w.roles <> '{}')
     LOOP
       IF item.polname IS NOT NULL THEN
         EXECUTE format('DROP POLICY %I ON %I.%I', item.policy, target, name);
       END IF;
-      IF item.role IS NOT NULL THEN
-        EXECUTE format('CREATE POLICY %I ON %I.%I TO %s USING %s WITH CHECK %s', item.policy, target, name,
-          CASE WHEN item.role = 'public' THEN 'PUBLIC' ELSE quote_ident(item.role) END, item.rows, item.rows);
+      IF item.roles <> '{}' THEN
+        EXECUTE format('CREATE POLICY %I ON %I.%I TO %s USING (%s) WITH CHECK (%s)', item.policy, target, name,
+          (SELECT string_agg(CASE WHEN r = 0 THEN 'PUBLIC' ELSE r::regrole::text END, ', ') FROM unnest(item.roles) r), item.rows, item.rows);
       END IF;
     END LOOP;
   END LOOP;
 
   -- Grants: what the operations need and nothing else, whatever was granted before.
-  FOREACH role_name IN ARRAY array_remove(ARRAY[grantee, service], NULL) LOOP
-    name := CASE WHEN role_name = 'public' THEN 'PUBLIC' ELSE quote_ident(role_name) END;
-    users := concat_ws(', ', users, name);
-    IF NOT has_schema_privilege(role_name, target, 'USAGE') THEN
-      EXECUTE format('GRANT USAGE ON SCHEMA %I TO %s', target, name);
+  FOR item IN SELECT CASE WHEN r = 0 THEN 'PUBLIC' ELSE r::regrole::text END AS role,
+                     CASE WHEN r = 0 THEN 'public' ELSE (SELECT rolname FROM pg_roles WHERE oid = r) END AS rolname
+              FROM unnest(own || whole) r LOOP
+    users := concat_ws(', ', users, item.role);
+    IF NOT has_schema_privilege(item.rolname, target, 'USAGE') THEN
+      EXECUTE format('GRANT USAGE ON SCHEMA %I TO %s', target, item.role);
     END IF;
   END LOOP;
   owner := (SELECT relowner FROM pg_class WHERE oid = cache);
@@ -371,11 +631,11 @@ BEGIN
     FROM pg_class c, LATERAL (
       SELECT array_agg(DISTINCT g.grantee) AS grantees FROM (
         SELECT c.relacl AS acl UNION ALL SELECT a.attacl FROM pg_attribute a WHERE a.attrelid = c.oid) t, aclexplode(t.acl) g) acl
-    WHERE c.relnamespace = quote_ident(target)::regnamespace AND c.relname = ANY (tables)
+    WHERE c.relnamespace = space AND c.relname = ANY (tables)
     UNION ALL
     SELECT 'FUNCTION ' || p.oid::regprocedure, p.proowner,
-           ARRAY(SELECT DISTINCT g.grantee FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) g), p.proname <> 'cache_stamp'
-    FROM pg_proc p WHERE p.pronamespace = quote_ident(target)::regnamespace
+           ARRAY(SELECT DISTINCT g.grantee FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) g), p.prorettype <> 'trigger'::regtype
+    FROM pg_proc p WHERE p.pronamespace = space
       AND format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions)
   LOOP
     IF item.owner <> owner THEN
@@ -385,15 +645,26 @@ BEGIN
                 FROM unnest(item.grantees) g WHERE g NOT IN (owner, item.owner) LOOP
       EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', item.object, name);
     END LOOP;
-    IF item.callable THEN
+    IF item.callable AND users IS NOT NULL THEN
       EXECUTE format('GRANT EXECUTE ON %s TO %s', item.object, users);
     END IF;
   END LOOP;
-  EXECUTE format($$
-    GRANT SELECT, DELETE, INSERT (user_id, key, value, value_bytes, expires_at),
-      UPDATE (value, value_bytes, expires_at) ON %1$I.cache TO %2$s;
-    GRANT SELECT, DELETE, INSERT, UPDATE (holder, expires_at) ON %1$I.cache_lease TO %2$s;
-    GRANT SELECT, INSERT (only_row) ON %1$I.cache_epoch TO %2$s $$, target, users);
+  IF users IS NOT NULL THEN
+    EXECUTE format($$
+      GRANT SELECT, DELETE, INSERT (user_id, key, value, value_bytes, expires_at, mark),
+        UPDATE (value, value_bytes, expires_at, mark) ON %1$I.cache TO %2$s;
+      GRANT SELECT, DELETE, INSERT (user_id, keys), UPDATE (keys) ON %1$I.cache_change TO %2$s;
+      GRANT SELECT, DELETE, INSERT (user_id, key, holder, expires_at, xid), UPDATE (holder, expires_at, xid) ON %1$I.cache_lease TO %2$s;
+      GRANT SELECT, INSERT (user_id), UPDATE (trimmed, low, waiting, snapshots, taken, walk_position, walked_at) ON %1$I.cache_epoch TO %2$s;
+      GRANT SELECT ON %1$I.cache_limit TO %2$s $$, target, users);
+  END IF;
+
+  IF max_bytes < 0 THEN
+    EXECUTE format('DELETE FROM %I.cache_limit WHERE user_id = %L', target, '');
+  ELSIF max_bytes > 0 THEN
+    EXECUTE format('INSERT INTO %I.cache_limit AS l VALUES (%L, %s) ON CONFLICT (user_id) DO UPDATE SET max_bytes = excluded.max_bytes
+      WHERE l.max_bytes <> excluded.max_bytes', target, '', max_bytes);
+  END IF;
 
   PERFORM set_config('lock_timeout', timeout, true);
   PERFORM set_config('search_path', path, true);

@@ -48,7 +48,7 @@ const (
 // name of one of the cache's tables or functions; Force does not drop it).
 func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 	err := setup(ctx, db, cfg)
-	for attempt := 1; attempt < maxAttempts && lostToConcurrent(err) && sleep(ctx, backoff(attempt)); attempt++ {
+	for attempt := 1; attempt < setupAttempts && lostToConcurrentSetup(err) && sleep(ctx, backoff(attempt)); attempt++ {
 		err = setup(ctx, db, cfg)
 	}
 	if err != nil {
@@ -68,6 +68,20 @@ func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 		return prefixed("setup", err)
 	}
 	return nil
+}
+
+// setupAttempts is how often a set-up is tried: the pauses add up to 2 to 4 s.
+const setupAttempts = 12
+
+// lostToConcurrentSetup reports whether running a set-up again may help: the very
+// first ones have nothing to wait for each other on, and one that would have held up
+// users of the cache for long has given up.
+func lostToConcurrentSetup(err error) bool {
+	switch sqlState(err) {
+	case "23505", "42P06", "42P07", "42710", "42723", lockNotAvailable: // what it would create is there, or a lock
+		return true
+	}
+	return lostToConcurrent(err)
 }
 
 func setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {

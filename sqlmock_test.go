@@ -234,7 +234,7 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Cleanup(ctx)
 	},
-	args:    []driver.Value{int64(0), int64(256), nil},
+	args:    []driver.Value{"", nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
 }}
@@ -482,18 +482,18 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 	m := newMocked(t, mockMode{})
 	s := m.page["Cleanup"]
 	boom := errors.New("boom")
-	bite := func(first int64) *sqlmock.ExpectedQuery {
-		return m.ExpectQuery(s.text).WithArgs(first, int64(256), nil)
+	bite := func(position string) *sqlmock.ExpectedQuery {
+		return m.ExpectQuery(s.text).WithArgs(position, nil)
 	}
 
-	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
-	bite(256).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, 512))
-	bite(512).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
+	bite("b256").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, "b512"))
+	bite("b512").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
 	if n, err := m.Cleanup(t.Context()); n != 7 || err != nil {
 		t.Errorf("got %d, %v, want 7", n, err)
 	}
-	bite(0).WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 256))
-	bite(256).WillReturnError(boom)
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
+	bite("b256").WillReturnError(boom)
 	if n, err := m.Cleanup(t.Context()); n != 3 || !errors.Is(err, boom) {
 		t.Errorf("got %d, %v, want 3 and the error", n, err)
 	}

@@ -112,13 +112,9 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 	return n > 0, c.fail(ctx, "persist", err)
 }
 
-// cleanupBlocks is how many pages of the table one bite of a cleanup covers, a
-// few milliseconds of work.
-const cleanupBlocks = 256
-
 const cleanupSQL = `
-SELECT removed, next_block
-FROM {schema}.cache_cleanup_blocks($1::bigint, $2::integer, $3::float8 * interval '1 microsecond')`
+SELECT removed, next_position
+FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
 
 // Cleanup removes the expired entries of every user and returns how many there
 // were. It walks the table in bites, each a short transaction, and passes over
@@ -137,9 +133,9 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 // it does nothing, or stops, where another is at it or was through less than every
 // ago.
 func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error) {
-	for block := new(int64); block != nil; {
+	for position := new(string); position != nil; {
 		var n *int
-		if _, err := c.row(ctx, c.stmt.cleanup, []any{*block, cleanupBlocks, every}, &n, &block); err != nil {
+		if _, err := c.row(ctx, c.stmt.cleanup, []any{*position, every}, &n, &position); err != nil {
 			return removed, err
 		}
 		if n == nil {

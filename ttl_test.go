@@ -34,11 +34,11 @@ func TestBackgroundCleanupKeepsItsIntervalUntilClose(t *testing.T) {
 		failure := errors.New("down")
 		const n = 50
 		for i := range n {
-			query := mock.ExpectQuery("").WithArgs(int64(0), int64(cleanupBlocks), interval.Microseconds())
+			query := mock.ExpectQuery("").WithArgs("", interval.Microseconds())
 			if i == 5 {
 				query.WillReturnError(failure)
 			} else {
-				query.WillReturnRows(sqlmock.NewRows([]string{"removed", "next_block"}).AddRow(1, nil))
+				query.WillReturnRows(sqlmock.NewRows([]string{"removed", "next_position"}).AddRow(1, nil))
 			}
 		}
 		mock.ExpectClose()
@@ -112,7 +112,7 @@ func TestBackgroundCleanupIsOneProcessAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if _, err := tx.Exec(`SELECT cache_cleanup_blocks(0, 1, '1 microsecond')`); err != nil {
+	if _, err := tx.Exec(`SELECT cache_walk(NULL, '1 microsecond')`); err != nil {
 		t.Fatal(err)
 	}
 	expired(t, owner, "d", 1)

@@ -8,13 +8,7 @@ import (
 	"time"
 )
 
-// cleanupBlocks is how many pages of the table one statement covers, as in
-// Cache.Cleanup.
-const cleanupBlocks = 256
-
-const cleanupSQL = `SELECT removed, next_block FROM %s.cache_cleanup_blocks($1, $2)`
-
-const blocksSQL = `SELECT pg_relation_size($1::regclass) / current_setting('block_size')::bigint`
+const cleanupSQL = `SELECT removed, next_position FROM %s.cache_walk($1::text, NULL::interval)`
 
 // runCleanup does what Cache.Cleanup does, and shows on a terminal how far it is.
 func runCleanup(ctx context.Context, o *options, out, progress io.Writer) error {
@@ -23,21 +17,17 @@ func runCleanup(ctx context.Context, o *options, out, progress io.Writer) error 
 		return err
 	}
 	defer s.Close()
-	var blocks int64
-	if err := s.QueryRowContext(ctx, blocksSQL, s.schema+".cache").Scan(&blocks); err != nil {
-		return err
-	}
 	bite := fmt.Sprintf(cleanupSQL, s.schema)
 	terminal := isTerminal(progress)
 	var removed int64
 	var drawn time.Time
-	for block := new(int64); block != nil; {
+	for position := new(string); position != nil; {
 		if terminal && time.Since(drawn) > 100*time.Millisecond {
 			drawn = time.Now()
-			fmt.Fprintf(progress, "\r\x1b[K%d %% of %d pages, %s removed", min(100, 100**block/max(1, blocks)), blocks, count(removed, "entry", "entries"))
+			fmt.Fprintf(progress, "\r\x1b[K%s removed", count(removed, "entry", "entries"))
 		}
 		var n int64
-		if err = s.QueryRowContext(ctx, bite, *block, cleanupBlocks).Scan(&n, &block); err != nil {
+		if err = s.QueryRowContext(ctx, bite, *position).Scan(&n, &position); err != nil {
 			break
 		}
 		removed += n
