@@ -29,14 +29,19 @@ func (c *Cache) newLease() *lease {
 
 func (l *lease) sorted() textArray { return slices.Sorted(maps.Keys(l.keys)) }
 
-// An absence that is remembered is an expired entry with the end of the absence as its
-// value, in seconds since 1970. It needs no lease.
+// An absence that is remembered is an entry that expired for ever ago, with the end of
+// the absence as its value, in seconds since 1970: so every write replaces it, and
+// nothing but a look sees it.
+const absentSQL = `
+  (expires_at = '-infinity'::timestamptz AND CASE WHEN value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+    THEN value::numeric > extract(epoch FROM statement_timestamp()) END) IS TRUE`
+
+// No lease is given where an absence is remembered.
 const acquireSQL = `
 INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
 SELECT {user}, k.key, $2, statement_timestamp() + $3::float8 * interval '1 microsecond', txid_current()
 FROM unnest($1::text[]) k(key)
-WHERE (SELECT expires_at = '-infinity'::timestamptz
-    AND value COLLATE "C" > date_part('epoch'::text, statement_timestamp())::text
+WHERE (SELECT` + absentSQL + `
   FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) IS NOT TRUE
 ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, xid = excluded.xid
 WHERE l.expires_at <= clock_timestamp() OR l.expires_at > clock_timestamp() + interval '10 seconds'
@@ -126,9 +131,7 @@ func (l *lease) release(ctx context.Context) (intact bool) {
 const lookSQL = `
 SELECT c.key, c.value, c.value_bytes, c.version, c.expires, date_part('epoch'::text, statement_timestamp()), c.absent
 FROM unnest($1::text[]) k(key), LATERAL (
-  SELECT key, value, value_bytes, xmin::text AS version, date_part('epoch'::text, expires_at) AS expires,
-    (expires_at = '-infinity'::timestamptz
-      AND value COLLATE "C" > date_part('epoch'::text, statement_timestamp())::text) IS TRUE AS absent
+  SELECT key, value, value_bytes, xmin::text AS version, date_part('epoch'::text, expires_at) AS expires,` + absentSQL + ` AS absent
   FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) c`
 
 // row is an entry as a look sees it, live or expired.
