@@ -199,7 +199,7 @@ func (c *coalescer[A, R]) send() {
 	round := c.round
 	c.mu.Unlock()
 	for _, b := range sent {
-		c.core.background(func() { c.run(b, round) })
+		c.core.run(func() { c.run(b, round) })
 	}
 }
 

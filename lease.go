@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"maps"
-	"math"
 	"slices"
 	"time"
 )
@@ -53,7 +52,7 @@ RETURNING key`
 func (l *lease) acquire(ctx context.Context, keys []string) error {
 	c := l.cache
 	sorted := textArray(slices.Sorted(slices.Values(keys)))
-	held, err := query(ctx, c, c.stmt.acquire, c.args(sorted, l.holder, c.leaseFor.Microseconds()),
+	held, err := query(ctx, c, c.loads.acquire, c.args(sorted, l.holder, c.loads.leaseFor.Microseconds()),
 		func(rows *sql.Rows) (key string, err error) { return key, rows.Scan(&key) })
 	if err != nil {
 		for _, key := range keys {
@@ -80,14 +79,14 @@ WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder 
 func (l *lease) keep(ctx context.Context) (stop context.CancelFunc) {
 	ctx, stop = context.WithCancel(ctx)
 	keys := l.sorted()
-	l.cache.background(func() { l.renew(ctx, keys) })
+	l.cache.run(func() { l.renew(ctx, keys) })
 	return stop
 }
 
 func (l *lease) renew(ctx context.Context, keys textArray) {
 	c := l.cache
-	for sleep(ctx, c.leaseFor/3) {
-		n, err := c.exec(ctx, c.stmt.renew, c.args(keys, l.holder, c.leaseFor.Microseconds())...)
+	for sleep(ctx, c.loads.leaseFor/3) {
+		n, err := c.exec(ctx, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
 		if err != nil && ctx.Err() == nil {
 			c.report("get or set", err)
 		}
@@ -116,11 +115,11 @@ func (l *lease) release(ctx context.Context) (intact bool) {
 		return true
 	}
 	c := l.cache
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
 	defer cancel()
 	keys := l.sorted()
 	clear(l.keys)
-	result, err := c.db.ExecContext(ctx, c.stmt.release.text, c.args(keys, l.holder)...)
+	result, err := c.db.ExecContext(ctx, c.loads.release.text, c.args(keys, l.holder)...)
 	if err != nil {
 		return false
 	}
@@ -129,37 +128,31 @@ func (l *lease) release(ctx context.Context) (intact bool) {
 }
 
 const lookSQL = `
-SELECT c.key, c.value, c.value_bytes, c.version, c.expires, date_part('epoch'::text, statement_timestamp()), c.absent
+SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires, c.version, c.absent
 FROM unnest($1::text[]) k(key), LATERAL (
-  SELECT key, value, value_bytes, xmin::text AS version, date_part('epoch'::text, expires_at) AS expires,` + absentSQL + ` AS absent
+  SELECT key, value, value_bytes, coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires,
+    xmin::text AS version,` + absentSQL + ` AS absent
   FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) c`
 
-// row is an entry as a look sees it, live or expired.
+// row is an entry as a look sees it: found if it is live.
 type row struct {
-	key     string
-	value   stored
-	version string  // which every write changes
-	left    float64 // of its life, in seconds; infinite without a TTL
-	absent  bool    // it is the memory of an absence
+	key string
+	lookup
+	version string // which every write changes
+	absent  bool   // it is the memory of an absence
 }
 
-func (r row) live() bool { return r.left > 0 }
-
-// look returns what the table has of keys.
+// look returns what the table has of keys, live or expired.
 func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error) {
-	found, err := query(ctx, c, c.stmt.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
+	rows, err := query(ctx, c, c.loads.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
 		var value, valueBytes any
-		var expires sql.NullFloat64
-		var now float64
-		err = rows.Scan(&r.key, &value, &valueBytes, &r.version, &expires, &now, &r.absent)
+		err = rows.Scan(&r.key, &value, &valueBytes, &r.now, &r.expires, &r.version, &r.absent)
 		r.value, _ = fromColumns(value, valueBytes)
-		if r.left = math.Inf(1); expires.Valid {
-			r.left = expires.Float64 - now
-		}
+		r.found = r.expires > r.now
 		return r, err
 	})
-	byKey := make(map[string]row, len(found))
-	for _, r := range found {
+	byKey := make(map[string]row, len(rows))
+	for _, r := range rows {
 		byKey[r.key] = r
 	}
 	return byKey, err
@@ -201,7 +194,7 @@ FROM lease LEFT JOIN stored ON stored.key = lease.key`
 // there, and true for those it stored.
 func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
 	c := l.cache
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
 	defer cancel()
 	keys := textArray(slices.Sorted(maps.Keys(loaded)))
 	entries := make([]entry, len(keys))
@@ -214,18 +207,17 @@ func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[str
 	}
 	slices.Sort(versions)
 	versions = slices.Compact(versions)
-	c.enter(keys...)
-	defer c.enter(keys...)
+	w := c.write(keys...)
+	defer w.done()
 	type ended struct {
 		key    string
 		stored bool
+		at     stamp
 	}
-	rows, err := query(ctx, c, c.stmt.store,
+	rows, err := query(ctx, c, c.loads.store,
 		c.args(l.sorted(), l.holder, keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries), versions),
 		func(rows *sql.Rows) (e ended, err error) {
-			var xid int64
-			var now float64
-			return e, rows.Scan(&e.key, &e.stored, &xid, &now)
+			return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
 		})
 	if err != nil {
 		return nil, err
@@ -236,6 +228,7 @@ func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[str
 		intact[e.key] = e.stored
 		if e.stored {
 			c.stats.sets.Add(1)
+			w.stored(e.at, loaded[e.key])
 		}
 	}
 	return intact, nil

@@ -43,6 +43,20 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 	return c.loadFailed(ctx, "get or set", err)
 }
 
+// loads is what loading needs.
+type loads struct {
+	acquire, renew, release, look, store *statement
+
+	flights  flights[answer]
+	leaseFor time.Duration // the constant, but in tests
+}
+
+func newLoads(c *Cache) loads {
+	ss := c.statements
+	return loads{acquire: ss.new(acquireSQL), renew: ss.new(renewSQL), release: ss.new(releaseSQL),
+		look: ss.new(lookSQL), store: ss.new(storeSQL), flights: flights[answer]{ctx: c.ctx, run: c.run}, leaseFor: leaseFor}
+}
+
 // loadFailed is fail, but for errors of loaders, whose SQLSTATE is not about the cache.
 func (c *Cache) loadFailed(ctx context.Context, op string, err error) error {
 	var loader *loadError
@@ -103,7 +117,7 @@ func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64
 
 // fly takes part in the flight for key until it has landed.
 func (c *Cache) fly(ctx context.Context, r request, key string) (answer, bool, error) {
-	seat := c.flights.join(ctx, []string{key}, func(ctx context.Context, f *flight[answer]) { c.search(ctx, f, r) })[0]
+	seat := c.loads.flights.join(ctx, []string{key}, func(ctx context.Context, f *flight[answer]) { c.search(ctx, f, r) })[0]
 	defer seat.leave()
 	return seat.await(ctx)
 }
@@ -180,7 +194,7 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		if err == nil {
 			seen, err = c.look(ctx, rest)
 		}
-		if ended := c.ended(ctx); ended != nil {
+		if ended := c.over(ctx); ended != nil {
 			for _, key := range rest {
 				f.land(key, outcome[answer]{err: ended, good: everybody})
 			}
@@ -194,7 +208,7 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		var missing, others []string
 		for _, key := range rest {
 			switch e := seen[key]; {
-			case e.live() && r.usable(e.value):
+			case e.found && r.usable(e.value):
 				f.land(key, outcome[answer]{value: answer{value: e.value}, good: looked})
 			case l.keys[key]:
 				missing = append(missing, key)
@@ -214,9 +228,9 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 	}
 }
 
-// ended is why a flight is not to go on, or nil.
-func (c *Cache) ended(ctx context.Context) error {
-	if c.closed.Load() {
+// over is why a flight is not to go on, or nil.
+func (c *Cache) over(ctx context.Context) error {
+	if c.ended() {
 		return ErrClosed
 	}
 	return ctx.Err()
@@ -267,7 +281,7 @@ func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease
 		seen, _ = c.look(ctx, lost)
 		for _, key := range lost {
 			o := outcome[answer]{value: answer{entries[key].value, true}, good: good}
-			if e := seen[key]; e.live() && r.usable(e.value) {
+			if e := seen[key]; e.found && r.usable(e.value) {
 				o = outcome[answer]{value: answer{value: e.value}, good: looked}
 			}
 			f.land(key, o)
@@ -283,7 +297,7 @@ func (c *Cache) call(ctx context.Context, r request, missing []string) (map[stri
 	c.stats.loads.Add(1)
 	values, err := r.load(ctx, missing)
 	if err != nil {
-		if c.closed.Load() && !errors.Is(err, ErrClosed) {
+		if c.ended() && !errors.Is(err, ErrClosed) {
 			err = fmt.Errorf("%w: %w", ErrClosed, err)
 		}
 		return nil, &loadError{err}

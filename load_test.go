@@ -141,9 +141,9 @@ func execAdmin(t *testing.T, admin, statement string, args ...any) {
 }
 
 func waiting(c *Cache, key string) int {
-	c.flights.mu.Lock()
-	defer c.flights.mu.Unlock()
-	if l := c.flights.legs[key]; l != nil {
+	c.loads.flights.mu.Lock()
+	defer c.loads.flights.mu.Unlock()
+	if l := c.loads.flights.legs[key]; l != nil {
 		return l.flight.seats
 	}
 	return 0
@@ -825,12 +825,12 @@ func TestGetOrSetKeepsItsLeaseWhileLoading(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	slow, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
-	slow.leaseFor = 200 * time.Millisecond
+	slow.loads.leaseFor = 200 * time.Millisecond
 	g := newGate()
 	first := ask(ctx, slow, "k", g.load)
 	<-g.runs
 	second := ask(ctx, other, "k", returns("too early"))
-	time.Sleep(3 * slow.leaseFor)
+	time.Sleep(3 * slow.loads.leaseFor)
 	g.value <- "loaded"
 	wantAnswer(t, first, "loaded")
 	wantAnswer(t, second, "loaded")

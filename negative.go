@@ -25,6 +25,8 @@ import (
 // It has no goroutine of its own. A lookup that the filter could not answer, and the
 // database did, starts one that loads the filter or catches up with the database.
 type negative struct {
+	sinceStmt, pageStmt, beginEpochStmt *statement
+
 	cache        *Cache
 	maxStaleness time.Duration
 	table        string // as to_regclass takes it
@@ -65,7 +67,9 @@ type snapshot struct {
 }
 
 func newNegative(c *Cache) *negative {
+	ss := c.statements
 	return &negative{
+		sinceStmt: ss.new(sinceSQL), pageStmt: ss.new(pageSQL), beginEpochStmt: ss.new(beginEpochSQL),
 		cache:        c,
 		maxStaleness: c.cfg.MaxStaleness,
 		table:        pq.QuoteIdentifier(c.cfg.schema()) + ".cache",
@@ -77,7 +81,7 @@ func newNegative(c *Cache) *negative {
 // answered be called with its answer. It takes no lock and allocates nothing.
 func (c *Cache) absent(key string) bool {
 	n := c.negative
-	if n == nil || c.tx != nil || c.closed.Load() {
+	if n == nil || c.tx != nil || c.ended() {
 		return false
 	}
 	// The generation is read before its filter, which therefore holds whatever
@@ -170,6 +174,23 @@ func (n *negative) enter(hash uint64) {
 	}
 }
 
+// writing is a write on its way.
+type writing struct {
+	c    *Cache
+	keys []string
+}
+
+func (c *Cache) write(keys ...string) writing {
+	c.enter(keys...)
+	return writing{c, keys}
+}
+
+func (c *Cache) writeAll() writing { return writing{c, nil} }
+
+func (w writing) stored(at stamp, entries ...entry) {}
+
+func (w writing) done() { w.c.enter(w.keys...) }
+
 // hold reports whether filter holds hash now. What it has already, even by mistake,
 // need not be in it twice, since nothing ever leaves it.
 func hold(filter *CuckooFilter, hash uint64) bool {
@@ -187,7 +208,7 @@ func (n *negative) refresh() {
 		n.busy.Store(false)
 		return
 	}
-	n.cache.background(func() {
+	n.cache.run(func() {
 		defer n.busy.Store(false)
 		ctx := n.cache.ctx
 		err := n.update(ctx)
@@ -234,22 +255,22 @@ func (n *negative) update(ctx context.Context) error {
 // emptied, replaced or restored from one that was not: no xid says that. A catch-up
 // locks cache before cache_epoch, as Setup does.
 const sinceSQL = `
-SELECT key, xid, NULL, NULL FROM (
-  SELECT unnest(keys) AS key, xid FROM {schema}.cache_change
-  WHERE user_id = {user} AND xid >= $1 AND xid < txid_snapshot_xmax(txid_current_snapshot())
-  ORDER BY user_id, xid LIMIT 10000) later
+SELECT key, created_xid, NULL, NULL FROM (
+  SELECT key, created_xid FROM {schema}.cache
+  WHERE user_id = {user} AND created_xid >= $1 AND created_xid < txid_snapshot_xmax(txid_current_snapshot())
+  ORDER BY user_id, created_xid LIMIT 10000) later
 UNION ALL
 SELECT key, NULL, NULL, NULL FROM (
   SELECT c.key
   FROM (SELECT xid FROM unnest(string_to_array($2, ',')::bigint[]) x(xid)
     WHERE txid_visible_in_snapshot(xid, txid_current_snapshot()) OFFSET 0) ended,
-  LATERAL (SELECT unnest(keys) AS key FROM {schema}.cache_change
-    WHERE user_id = {user} AND xid BETWEEN ended.xid AND ended.xid
-    ORDER BY user_id, xid LIMIT 10000) c
+  LATERAL (SELECT key FROM {schema}.cache
+    WHERE user_id = {user} AND created_xid BETWEEN ended.xid AND ended.xid
+    ORDER BY user_id, created_xid LIMIT 10000) c
   LIMIT 10000) ended
 UNION ALL
 SELECT NULL, txid_snapshot_xmax(txid_current_snapshot()),
-  (SELECT id FROM {schema}.cache_epoch WHERE user_id = {user}) || ' ' || to_regclass($3)::oid || ' ' || extract(epoch FROM pg_postmaster_start_time()),
+  (SELECT id FROM {schema}.cache_epoch) || ' ' || to_regclass($3)::oid || ' ' || extract(epoch FROM pg_postmaster_start_time()),
   split_part(txid_current_snapshot()::text, ':', 3)`
 
 // sinceKeys is the LIMIT of each branch of sinceSQL.
@@ -269,15 +290,15 @@ func (n *negative) since(ctx context.Context, s snapshot) (news, error) {
 	var got news
 	var key, running sql.NullString
 	var xid sql.NullInt64
-	err := n.cache.query(ctx, n.cache.stmt.since, n.cache.args(s.xmax, s.running, n.table), func(rows *sql.Rows) error {
+	_, err := query(ctx, n.cache, n.sinceStmt, n.cache.args(s.xmax, s.running, n.table), func(rows *sql.Rows) (none struct{}, _ error) {
 		var token sql.NullString
 		if err := rows.Scan(&key, &xid, &token, &running); err != nil {
-			return err
+			return none, err
 		}
 		switch {
 		case !key.Valid:
 			got.token, got.snapshot = token, snapshot{xid.Int64, running.String}
-			return nil
+			return none, nil
 		case xid.Valid:
 			got.later++
 			got.lastLater = xid.Int64
@@ -285,7 +306,7 @@ func (n *negative) since(ctx context.Context, s snapshot) (news, error) {
 			got.ended++
 		}
 		n.enter(hashOf(key.String))
-		return nil
+		return none, nil
 	})
 	return got, err
 }
@@ -323,7 +344,7 @@ func (n *negative) catchUp(ctx context.Context, g *generation) (ok bool, err err
 }
 
 const beginEpochSQL = `
-INSERT INTO {schema}.cache_epoch (user_id) VALUES ({user}) ON CONFLICT DO NOTHING`
+INSERT INTO {schema}.cache_epoch (only_row) VALUES (true) ON CONFLICT DO NOTHING`
 
 // Expired rows, too: a Set revives them without a new created_xid.
 const pageSQL = `
@@ -348,7 +369,7 @@ func (n *negative) load(ctx context.Context) error {
 	nothing := snapshot{xmax: math.MaxInt64}
 	got, err := n.since(ctx, nothing)
 	if err == nil && !got.token.Valid {
-		if _, err = n.cache.exec(ctx, n.cache.stmt.beginEpoch, n.cache.args()...); err == nil {
+		if _, err = n.cache.exec(ctx, n.beginEpochStmt); err == nil {
 			got, err = n.since(ctx, nothing)
 		}
 	}
@@ -363,13 +384,13 @@ func (n *negative) load(ctx context.Context) error {
 	var key string
 	for rows := pageKeys; rows >= pageKeys; {
 		rows = 0
-		err := n.cache.query(ctx, n.cache.stmt.page, n.cache.args(key), func(r *sql.Rows) error {
+		_, err := query(ctx, n.cache, n.pageStmt, n.cache.args(key), func(r *sql.Rows) (none struct{}, _ error) {
 			rows++
 			if err := r.Scan(&key); err != nil {
-				return err
+				return none, err
 			}
 			n.enter(hashOf(key))
-			return nil
+			return none, nil
 		})
 		if err != nil {
 			return err

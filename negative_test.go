@@ -695,7 +695,7 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 		conn, err := db.Conn(ctx)
 		check(t, err)
 		defer conn.Close()
-		text := newStatement(sinceSQL, "public", label, 3).text
+		text := newStatements("public", label).new(sinceSQL).text
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 			for _, literal := range []string{"PREPARE s(bigint, text, text) AS ", "PREPARE s(bigint, text, text, text) AS "} {
 				if (label == "") != strings.Contains(literal, "(bigint, text, text)") {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 	"github.com/lib/pq"
@@ -32,48 +31,50 @@ var samples = map[string]struct {
 	args []string
 	keys int
 }{
-	"get":         {[]string{`'k42'`}, 1},
-	"set":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
-	"del":         {[]string{`'k42'`}, 1},
-	"exists":      {[]string{`'k42'`}, 1},
-	"ttl":         {[]string{`'k42'`}, 1},
-	"expire":      {[]string{`'k42'`, `1000000`}, 1},
-	"persist":     {[]string{`'k42'`}, 1},
-	"cleanup":     {[]string{`0`, `1`, `NULL`}, 1},
-	"getMany":     {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"setMany":     {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
-	"delMany":     {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"haveMany":    {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"add":         {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
-	"increment":   {[]string{`'n'`, `1`, `NULL`}, 1},
-	"take":        {[]string{`'k42'`}, 1},
-	"keys":        {[]string{`''`, `'k1'`, beyond}, keysPage},
-	"clear":       {[]string{`'k1'`, beyond}, clearPage},
-	"clearLeases": {nil, 3}, // the user's own
-	"acquire":     {[]string{`'k42'`, `'h'`, `1000000`}, 1},
-	"renew":       {[]string{`'k42'`, `'h'`, `1000000`}, 1},
-	"release":     {[]string{`'k42'`, `'h'`}, 1},
-	"look":        {[]string{`'k42'`}, 1},
-	"store":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
-	"since":       {[]string{`9223372036854775807`, `''`, `'public.cache'`}, 1},
-	"page":        {[]string{`'k9990'`}, 10},
-	"beginEpoch":  {nil, 1},
+	"single.get":              {[]string{`'k42'`}, 1},
+	"single.set":              {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"single.aged":             {[]string{`'k42'`}, 1},
+	"batches.aged":            {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"single.del":              {[]string{`'k42'`}, 1},
+	"single.exists":           {[]string{`'k42'`}, 1},
+	"ttls.ttl":                {[]string{`'k42'`}, 1},
+	"ttls.expire":             {[]string{`'k42'`, `1000000`}, 1},
+	"ttls.persist":            {[]string{`'k42'`}, 1},
+	"ttls.cleanup":            {[]string{`''`, `NULL`}, 1},
+	"batches.get":             {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"batches.set":             {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
+	"batches.del":             {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"batches.exists":          {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"atomics.add":             {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"atomics.increment":       {[]string{`'n'`, `1`, `NULL`}, 1},
+	"atomics.take":            {[]string{`'k42'`}, 1},
+	"walks.keys":              {[]string{`''`, `'k1'`, beyond}, keysPage},
+	"walks.clear":             {[]string{`'k1'`, beyond}, clearPage},
+	"walks.clearLeases":       {nil, 3}, // the user's own
+	"loads.acquire":           {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"loads.renew":             {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"loads.release":           {[]string{`'k42'`, `'h'`}, 1},
+	"loads.look":              {[]string{`'k42'`}, 1},
+	"loads.store":             {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
+	"negative.sinceStmt":      {[]string{`9223372036854775807`, `''`, `'public.cache'`}, 1},
+	"negative.pageStmt":       {[]string{`'k9990'`}, 10},
+	"negative.beginEpochStmt": {nil, 1},
 }
 
 // named returns a cache's statements by the names of their fields.
 func (c *core) named(t *testing.T) map[string]*statement {
 	t.Helper()
 	named := map[string]*statement{}
-	fields := reflect.ValueOf(&c.stmt).Elem()
-	for _, s := range c.statements() {
+	for _, room := range []any{&c.single, &c.batches, &c.ttls, &c.atomics, &c.walks, &c.loads, newNegative(&Cache{core: c})} {
+		fields := reflect.ValueOf(room).Elem()
 		for i := range fields.NumField() {
-			if fields.Field(i).UnsafePointer() == unsafe.Pointer(s) {
-				named[fields.Type().Field(i).Name] = s
+			if f := fields.Field(i); f.Type() == reflect.TypeFor[*statement]() {
+				named[fields.Type().Name()+"."+fields.Type().Field(i).Name] = (*statement)(f.UnsafePointer())
 			}
 		}
 	}
-	if len(named) != fields.NumField() || len(samples) != len(named) {
-		t.Fatalf("%d fields, %d of them among statements(), %d samples", fields.NumField(), len(named), len(samples))
+	if len(named) != len(c.statements.all)-1 || len(samples) != len(named) { // without Ping's
+		t.Fatalf("%d statements, %d of them in fields, %d samples", len(c.statements.all), len(named), len(samples))
 	}
 	return named
 }

@@ -70,9 +70,9 @@ var operations = []operation{{
 }, {
 	name: "Set",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
-		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Nanosecond)
+		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Millisecond+time.Nanosecond)
 	},
-	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1)},
+	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1001)},
 	answers: []answer{{affected: 1}},
 }, {
 	name: "Get",
@@ -237,6 +237,13 @@ var operations = []operation{{
 	args:    []driver.Value{"", nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
+}, {
+	name: "Ping",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Ping(ctx)
+	},
+	args:    []driver.Value{`"public".cache`},
+	answers: []answer{{rows: [][]driver.Value{{true}}}},
 }}
 
 // statement is a section of docs/unit-testing.md.
@@ -594,7 +601,7 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), 10*second)
 				do("GetOrSet, look", answer{}, `{"k"}`)
 				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "loaded", nil, "700", nil, 1.5, false}}}, `{"k"}`)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "loaded", nil, 1.5, math.Inf(1), "700", false}}}, `{"k"}`)
 				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			want: "loaded",
@@ -607,9 +614,9 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					return
 				}
 				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "old", nil, "700", 1.0, 1.5, false}}}, `{"k"}`)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "old", nil, 1.5, 1.0, "700", false}}}, `{"k"}`)
 				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", false, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{"700"}`)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "of another", nil, "701", 2.5, 1.5, false}}}, `{"k"}`)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "of another", nil, 1.5, 2.5, "701", false}}}, `{"k"}`)
 			},
 			want: "of another",
 		}, {
@@ -1078,5 +1085,29 @@ func TestFailedPrepareIsTriedAgain(t *testing.T) {
 	}
 	if err := mock.ExpectationsWereMet(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server can undo a statement after its rows have come, at its commit.
+func TestRowsOfAFailedAttemptCountForNothing(t *testing.T) {
+	for _, op := range operations {
+		switch op.name {
+		case "Get", "TTL", "GetMany", "DeleteMany", "Delete", "Take", "Keys":
+		default:
+			continue
+		}
+		t.Run(op.name, func(t *testing.T) {
+			m := newMocked(t, mockMode{name: "role"})
+			text, args := m.text(t, op)
+			columns := m.page[op.name].columns
+			undone := rows(columns, op.answers[0]).AddRow(make([]driver.Value, len(columns))...)
+			undone.RowError(len(op.answers[0].rows), &serverError{"40001"})
+			nothing := op.answers[len(op.answers)-1]
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(undone)
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, nothing))
+			if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, nothing.want) {
+				t.Errorf("got %v, %v, want %v", got, err, nothing.want)
+			}
+		})
 	}
 }
