@@ -255,22 +255,22 @@ func (n *negative) update(ctx context.Context) error {
 // emptied, replaced or restored from one that was not: no xid says that. A catch-up
 // locks cache before cache_epoch, as Setup does.
 const sinceSQL = `
-SELECT key, xid, NULL, NULL FROM (
-  SELECT unnest(keys) AS key, xid FROM {schema}.cache_change
-  WHERE user_id = {user} AND xid >= $1 AND xid < txid_snapshot_xmax(txid_current_snapshot())
-  ORDER BY user_id, xid LIMIT 10000) later
+SELECT key, created_xid, NULL, NULL FROM (
+  SELECT key, created_xid FROM {schema}.cache
+  WHERE user_id = {user} AND created_xid >= $1 AND created_xid < txid_snapshot_xmax(txid_current_snapshot())
+  ORDER BY user_id, created_xid LIMIT 10000) later
 UNION ALL
 SELECT key, NULL, NULL, NULL FROM (
   SELECT c.key
   FROM (SELECT xid FROM unnest(string_to_array($2, ',')::bigint[]) x(xid)
     WHERE txid_visible_in_snapshot(xid, txid_current_snapshot()) OFFSET 0) ended,
-  LATERAL (SELECT unnest(keys) AS key FROM {schema}.cache_change
-    WHERE user_id = {user} AND xid BETWEEN ended.xid AND ended.xid
-    ORDER BY user_id, xid LIMIT 10000) c
+  LATERAL (SELECT key FROM {schema}.cache
+    WHERE user_id = {user} AND created_xid BETWEEN ended.xid AND ended.xid
+    ORDER BY user_id, created_xid LIMIT 10000) c
   LIMIT 10000) ended
 UNION ALL
 SELECT NULL, txid_snapshot_xmax(txid_current_snapshot()),
-  (SELECT id FROM {schema}.cache_epoch WHERE user_id = {user}) || ' ' || to_regclass($3)::oid || ' ' || extract(epoch FROM pg_postmaster_start_time()),
+  (SELECT id FROM {schema}.cache_epoch) || ' ' || to_regclass($3)::oid || ' ' || extract(epoch FROM pg_postmaster_start_time()),
   split_part(txid_current_snapshot()::text, ':', 3)`
 
 // sinceKeys is the LIMIT of each branch of sinceSQL.
@@ -344,7 +344,7 @@ func (n *negative) catchUp(ctx context.Context, g *generation) (ok bool, err err
 }
 
 const beginEpochSQL = `
-INSERT INTO {schema}.cache_epoch (user_id) VALUES ({user}) ON CONFLICT DO NOTHING`
+INSERT INTO {schema}.cache_epoch (only_row) VALUES (true) ON CONFLICT DO NOTHING`
 
 // Expired rows, too: a Set revives them without a new created_xid.
 const pageSQL = `

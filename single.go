@@ -238,8 +238,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	return deleted, c.fail(ctx, "delete", err)
 }
 
-// An expired row goes, too, since it may hold a remembered absence. The comment keeps the
-// trigger quiet that feeds cache_change for other people's SQL.
+// A row that ended at -infinity is a remembered absence, and goes, too. The comment keeps
+// the trigger quiet that feeds cache_change for other people's SQL.
 //
 // What GetOrSet is loading must not be stored behind a Delete, and is not once its
 // lease is gone. A lease that the statement sees, but no longer finds, has ended with
