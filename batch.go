@@ -188,7 +188,7 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 // Leases, then rows, are locked in the order of their keys, before any is deleted. A row
 // that a concurrent write has changed since the statement began is locked but not
 // deleted. It comes back as NULL, as does, see deleteSQL, a key whose lease has ended
-// since. A row that was expired comes back as false.
+// since. A remembered absence comes back as false.
 const deleteManySQL = `/*fastpgcache*/
 WITH held AS MATERIALIZED (
   SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) ORDER BY user_id, key FOR UPDATE),
@@ -197,7 +197,10 @@ lease AS (
 locked AS MATERIALIZED (
   SELECT k.key, c.tid
   FROM unnest($1::text[]) k(key), LATERAL (
-    SELECT ctid AS tid FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1 FOR UPDATE) c),
+    SELECT ctid AS tid FROM {schema}.cache
+    WHERE user_id = {user} AND key = k.key
+      AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
+    LIMIT 1 FOR UPDATE) c),
 deleted AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
   RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
@@ -281,11 +284,11 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 	if c.local != nil && c.tx == nil {
 		one, batch = c.getOneAged, c.getBatchAged
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
-			kept, _, answer := c.recall(key)
-			if answer == present {
+			kept, _, says := c.recall(key)
+			if says == present {
 				values[key] = Value(kept.text)
 			}
-			return answer != unknown
+			return says != unknown
 		})
 	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {

@@ -543,7 +543,7 @@ func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
 
 	// Entries that are expired, but there, make every filter as bad: that costs at
 	// most a rebuild for each 256 lookups or more.
-	check(t, other.SetMany(ctx, items, time.Microsecond))
+	check(t, other.SetMany(ctx, items, time.Millisecond))
 	before := c.Stats()
 	for range 20 {
 		_, err := c.GetMany(ctx, keys)

@@ -45,18 +45,18 @@ func newLocal(maxStaleness time.Duration, bytes int) *local {
 // traffic never waits for one.
 func (l *local) latest() time.Duration { return min(l.maxStaleness/2, maxCatchUpEvery) }
 
-// answer is what memory says of a key.
-type answer int
+// verdict is what memory says of a key.
+type verdict int
 
 const (
-	unknown answer = iota // the database is to be asked
+	unknown verdict = iota // the database is to be asked
 	present
 	absent
 )
 
 // lookup answers a lookup of key if memory may, and counts that. left is how long the
 // value will live, in microseconds, or noExpiry. It takes no lock and allocates nothing.
-func (l *local) lookup(key string) (v *keptValue, left int64, a answer) {
+func (l *local) lookup(key string) (v *keptValue, left int64, says verdict) {
 	// The moment is loaded first and the clock read after it: what is held is at least
 	// as new as the moment says, and the moment at most as old as the clock says.
 	m := l.kept.current.Load()
@@ -183,7 +183,7 @@ func (l *local) stats() LocalStats {
 
 // recall answers a lookup of key from memory, if it may. left is how long the value will
 // live, in microseconds, or noExpiry. key need not be checked before.
-func (c *Cache) recall(key string) (v *keptValue, left int64, a answer) {
+func (c *Cache) recall(key string) (v *keptValue, left int64, says verdict) {
 	if c.local == nil || c.tx != nil || c.ended() {
 		return nil, 0, unknown
 	}

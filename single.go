@@ -12,15 +12,16 @@ import (
 type single struct {
 	set, get, aged, del, exists *statement
 
-	sets    coalescer[entry, stamp]
-	gets    coalescer[string, lookup]
-	agings  coalescer[string, lookup]
-	deletes coalescer[string, bool]
-	exist   coalescer[string, bool]
+	sets    *coalescer[entry, stamp]
+	gets    *coalescer[string, lookup]
+	agings  *coalescer[string, lookup]
+	deletes *coalescer[string, bool]
+	exist   *coalescer[string, bool]
 }
 
 func newSingle(c *Cache) single {
 	ss := c.statements
+	m := merger{c.ctx, c.run, budgetOf(c.db), causedByData}
 	keySize := func(key string) int { return len(key) }
 	return single{
 		set:    ss.one(setSQL),
@@ -29,12 +30,11 @@ func newSingle(c *Cache) single {
 		del:    ss.one(deleteSQL),
 		exists: ss.one(existsSQL),
 
-		sets: coalescer[entry, stamp]{one: c.setOne, many: c.setBatch, core: c.core,
-			size: func(e entry) int { return len(e.key) + e.value.len() }},
-		gets:    coalescer[string, lookup]{one: c.getOne, many: c.getBatch, size: keySize, core: c.core},
-		agings:  coalescer[string, lookup]{one: c.getOneAged, many: c.getBatchAged, size: keySize, core: c.core},
-		deletes: coalescer[string, bool]{one: c.deleteOne, many: c.deleteBatch, size: keySize, core: c.core},
-		exist:   coalescer[string, bool]{one: c.existsOne, many: c.existsBatch, size: keySize, core: c.core},
+		sets:    newCoalescer(m, c.setOne, c.setBatch, func(e entry) int { return len(e.key) + e.value.len() }),
+		gets:    newCoalescer(m, c.getOne, c.getBatch, keySize),
+		agings:  newCoalescer(m, c.getOneAged, c.getBatchAged, keySize),
+		deletes: newCoalescer(m, c.deleteOne, c.deleteBatch, keySize),
+		exist:   newCoalescer(m, c.existsOne, c.existsBatch, keySize),
 	}
 }
 
@@ -153,7 +153,7 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 	}
 	var v stored
 	if err == nil {
-		switch kept, _, answer := c.recall(key); answer {
+		switch kept, _, says := c.recall(key); says {
 		case present:
 			v, found = stored{text: kept.text, isText: true}, true
 		case absent:
@@ -188,9 +188,10 @@ func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err 
 	}
 	if c.coalesces() {
 		hit, err := c.single.gets.do(ctx, key)
-		if err != nil || !hit.large {
-			return hit.value, hit.found, err
+		if err == nil && hit.large {
+			hit, err = c.single.gets.alone(ctx, key)
 		}
+		return hit.value, hit.found, err
 	}
 	hit, err := c.getOne(ctx, key)
 	return hit.value, hit.found, err
@@ -232,9 +233,9 @@ func (c *Cache) findAged(ctx context.Context, key string) (lookup, error) {
 
 // recalled is what memory answers for key; kept is false where it does not.
 func (c *Cache) recalled(key string) lookup {
-	v, left, answer := c.recall(key)
-	hit := lookup{kept: answer != unknown}
-	if answer == present {
+	v, left, says := c.recall(key)
+	hit := lookup{kept: says != unknown}
+	if says == present {
 		hit.value, hit.found, hit.expires = stored{text: v.text, isText: true}, true, math.Inf(1)
 		if left != noExpiry {
 			hit.now, hit.expires = float64(v.expires-left)/1e6, float64(v.expires)/1e6
@@ -247,8 +248,10 @@ func (c *Cache) recalled(key string) lookup {
 func (c *Cache) getAged(ctx context.Context, key string) (hit lookup, err error) {
 	if c.coalesces() {
 		hit, err = c.single.agings.do(ctx, key)
-	}
-	if err == nil && (hit.large || !c.coalesces()) {
+		if err == nil && hit.large {
+			hit, err = c.single.agings.alone(ctx, key)
+		}
+	} else {
 		hit, err = c.getOneAged(ctx, key)
 	}
 	c.answered(key, hit.found, err)
@@ -281,8 +284,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 	return deleted, c.fail(ctx, "delete", err)
 }
 
-// An expired row goes, too, since it may hold a remembered absence. The comment keeps the
-// trigger quiet that feeds cache_change for other people's SQL.
+// A row that ended at -infinity is a remembered absence, and goes, too. The comment keeps
+// the trigger quiet that feeds cache_change for other people's SQL.
 //
 // What GetOrSet is loading must not be stored behind a Delete, and is not once its
 // lease is gone. A lease that the statement sees, but no longer finds, has ended with
@@ -290,7 +293,8 @@ func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error
 const deleteSQL = `/*fastpgcache*/
 WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE user_id = {user} AND key = $1
+  DELETE FROM {schema}.cache
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
   RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM deleted WHERE live)
 SELECT EXISTS (SELECT FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1)
@@ -322,8 +326,8 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
 	if err = checkKey(key); err == nil {
-		if _, _, answer := c.recall(key); answer != unknown {
-			return answer == present, nil
+		if _, _, says := c.recall(key); says != unknown {
+			return says == present, nil
 		}
 		exists, err = c.exists(ctx, key)
 		c.answered(key, exists, err)

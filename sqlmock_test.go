@@ -585,9 +585,9 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, store", answer{affected: 1}, "k", "loaded", nil, second, sqlmock.AnyArg(), nil)
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", true, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{}`)
 			},
 			want: "loaded",
 		}, {
@@ -598,11 +598,11 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 0}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"loaded", nil, true, "700"}}}, "k")
-				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "loaded", nil, 1.5, math.Inf(1), "700", false}}}, `{"k"}`)
+				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			want: "loaded",
 		}, {
@@ -613,10 +613,10 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"old", nil, false, "700"}}}, "k")
-				do("GetOrSet, store", answer{affected: 0}, "k", "loaded", nil, second, sqlmock.AnyArg(), "700")
-				do("Get", answer{rows: [][]driver.Value{{"of another", nil}}}, "k")
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "old", nil, 1.5, 1.0, "700", false}}}, `{"k"}`)
+				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", false, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{"700"}`)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "of another", nil, 1.5, 2.5, "701", false}}}, `{"k"}`)
 			},
 			want: "of another",
 		}, {
@@ -626,9 +626,9 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 				if m.mode.tx {
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			err: errLoad,
 		}} {
@@ -674,11 +674,15 @@ func TestBatchFollowsUp(t *testing.T) {
 		t.Errorf("GetMany: got %v, %v, want %v", got, err, want)
 	}
 	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
-	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","contended"}`).
-		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("contended", false))
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","b","contended"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("b", false).AddRow("contended", nil))
+	for range 3 { // as one batch again, at the end one by one
+		m.ExpectQuery(deleteMany.text).WithArgs(`{"contended"}`).
+			WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("contended", nil))
+	}
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(true, false))
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(false, true))
-	if n, err := m.DeleteMany(t.Context(), []string{"contended", "a"}); n != 2 || err != nil {
+	if n, err := m.DeleteMany(t.Context(), []string{"contended", "b", "a"}); n != 2 || err != nil {
 		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
 	}
 	if err := m.ExpectationsWereMet(); err != nil {

@@ -65,7 +65,7 @@ LIMIT 1`
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
 	if err = checkKey(key); err == nil {
-		switch _, left, answer := c.recall(key); answer {
+		switch _, left, says := c.recall(key); says {
 		case present:
 			return fromMicros(left), true, nil
 		case absent:

@@ -22,8 +22,6 @@ type operation struct {
 	// whether the key was there.
 	run    func(ctx context.Context, c *fastpgcache.Cache, key string) (found bool, err error)
 	stores bool
-
-	removes bool // an expired row, too
 }
 
 func operations() []operation {
@@ -49,7 +47,7 @@ func operations() []operation {
 		{name: "persist", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			return c.Persist(ctx, key)
 		}},
-		{name: "delete", keyed: true, removes: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+		{name: "delete", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			return c.Delete(ctx, key)
 		}},
 		{name: "add", keyed: true, stores: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
@@ -63,7 +61,7 @@ func operations() []operation {
 			}
 			return false, err
 		}},
-		{name: "take", keyed: true, removes: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+		{name: "take", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			_, found, err := c.Take(ctx, key)
 			return found, err
 		}},
@@ -74,7 +72,7 @@ func operations() []operation {
 			values, err := c.GetMany(ctx, []string{key, key})
 			return len(values) > 0, err
 		}},
-		{name: "delete many", keyed: true, removes: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+		{name: "delete many", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			n, err := c.DeleteMany(ctx, []string{key, key})
 			return n > 0, err
 		}},
