@@ -2,8 +2,17 @@ package fastpgcache
 
 import (
 	"context"
+	"database/sql"
 	"time"
 )
+
+// atomics is the operations on one key that look and write at once. They are not merged.
+type atomics struct{ add, increment, take *statement }
+
+func newAtomics(c *Cache) atomics {
+	ss := c.statements
+	return atomics{add: ss.one(addSQL), increment: ss.one(incrementSQL), take: ss.one(takeSQL)}
+}
 
 // Add stores value under key, as Set does, unless an entry is there already, and
 // reports whether it did: of any number of concurrent callers exactly one. Errors
@@ -20,17 +29,24 @@ func (c *Cache) Add(ctx context.Context, key string, value any, ttl time.Duratio
 }
 
 const addSQL = `
-INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at)
-VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond')
-ON CONFLICT (user_id, key) DO UPDATE
-SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
-WHERE c.expires_at <= statement_timestamp()`
+WITH added AS (
+  INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at, mark)
+  VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond', txid_current())
+  ON CONFLICT (user_id, key) DO UPDATE
+  SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark
+  WHERE c.expires_at <= statement_timestamp()
+  RETURNING key, mark),
+change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM added)
+SELECT mark, date_part('epoch'::text, statement_timestamp()) FROM added`
 
 func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
-	c.enter(e.key)
-	defer c.enter(e.key)
+	w := c.write(e.key)
+	defer w.done()
 	value, valueBytes := e.value.arguments()
-	n, err := c.exec(ctx, c.stmt.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros))...)
+	n, at, err := c.writes(ctx, c.atomics.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros)))
+	if err == nil && n > 0 {
+		w.stored(at, e)
+	}
 	return n > 0, err
 }
 
@@ -60,23 +76,29 @@ func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time
 // The CASE keeps what is no number from the arithmetic, and numeric keeps what is
 // no 64-bit number from an error that would abort the transaction.
 const incrementSQL = `
-INSERT INTO {schema}.cache AS c (user_id, key, value, expires_at)
-VALUES ({user}, $1, $2::bigint::text, statement_timestamp() + $3::float8 * interval '1 microsecond')
-ON CONFLICT (user_id, key) DO UPDATE
-SET value = CASE WHEN c.expires_at <= statement_timestamp() THEN excluded.value
-    ELSE (c.value::numeric + excluded.value::numeric)::text END,
-  value_bytes = NULL,
-  expires_at = CASE WHEN c.expires_at <= statement_timestamp() THEN excluded.expires_at ELSE c.expires_at END
-WHERE c.expires_at <= statement_timestamp()
-  OR CASE WHEN c.value ~ '^(0|-?[1-9][0-9]{0,18})$' THEN
-    c.value::numeric BETWEEN -9223372036854775808 AND 9223372036854775807
-    AND c.value::numeric + excluded.value::numeric BETWEEN -9223372036854775808 AND 9223372036854775807 END
-RETURNING value`
+WITH counted AS (
+  INSERT INTO {schema}.cache AS c (user_id, key, value, expires_at, mark)
+  VALUES ({user}, $1, $2::bigint::text, statement_timestamp() + $3::float8 * interval '1 microsecond', txid_current())
+  ON CONFLICT (user_id, key) DO UPDATE
+  SET value = CASE WHEN c.expires_at <= statement_timestamp() THEN excluded.value
+      ELSE (c.value::numeric + excluded.value::numeric)::text END,
+    value_bytes = NULL,
+    expires_at = CASE WHEN c.expires_at <= statement_timestamp() THEN excluded.expires_at ELSE c.expires_at END,
+    mark = excluded.mark
+  WHERE c.expires_at <= statement_timestamp()
+    OR CASE WHEN c.value ~ '^(0|-?[1-9][0-9]{0,18})$' THEN
+      c.value::numeric BETWEEN '-9223372036854775808'::numeric AND '9223372036854775807'::numeric
+      AND c.value::numeric + excluded.value::numeric BETWEEN '-9223372036854775808'::numeric AND '9223372036854775807'::numeric END
+  RETURNING key, value),
+change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM counted)
+SELECT value FROM counted`
 
-func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) (sum int64, err error) {
-	c.enter(key)
-	defer c.enter(key)
-	found, err := c.row(ctx, c.stmt.increment, c.args(key, delta, ttlArgument(micros)), &sum)
+func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) (int64, error) {
+	w := c.write(key)
+	defer w.done()
+	sum, found, err := first(query(ctx, c, c.atomics.increment, c.args(key, delta, ttlArgument(micros)), func(rows *sql.Rows) (sum int64, err error) {
+		return sum, rows.Scan(&sum)
+	}))
 	if err == nil && !found {
 		err = ErrNotInteger
 	}
@@ -100,19 +122,23 @@ func (c *Cache) Take(ctx context.Context, key string) (v Value, found bool, err 
 
 // The lease goes first, as it does where an entry is stored that was loaded: so the
 // two do not wait for each other.
-const takeSQL = `
-WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key)
-DELETE FROM {schema}.cache
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
-  AND (SELECT true FROM lease) IS NOT FALSE
-RETURNING value, value_bytes`
+const takeSQL = `/*fastpgcache*/
+WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
+taken AS (
+  DELETE FROM {schema}.cache
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
+    AND (SELECT true FROM lease) IS NOT FALSE
+  RETURNING key, value, value_bytes, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM taken WHERE live)
+SELECT value, value_bytes FROM taken WHERE live`
 
 func (c *Cache) take(ctx context.Context, key string) (v Value, found bool, err error) {
-	var value, valueBytes any
-	found, err = c.row(ctx, c.stmt.take, c.args(key), &value, &valueBytes)
-	if found {
-		s, _ := fromColumns(value, valueBytes)
-		v = s.value()
-	}
-	return v, found, err
+	w := c.write(key)
+	defer w.done()
+	return first(query(ctx, c, c.atomics.take, c.args(key), func(rows *sql.Rows) (Value, error) {
+		var value, valueBytes any
+		err := rows.Scan(&value, &valueBytes)
+		v, _ := fromColumns(value, valueBytes)
+		return v.value(), err
+	}))
 }

@@ -12,11 +12,20 @@ import (
 	"unsafe"
 )
 
-// lookup is what looking up a key gives.
-type lookup struct {
-	value stored
-	found bool
-	large bool // there, but to be fetched by a statement of its own
+// batches is the operations on many keys, and what merged calls become.
+type batches struct {
+	get, aged, set, del, exists *statement
+}
+
+func newBatches(c *Cache) batches {
+	ss := c.statements
+	return batches{
+		get:    ss.new(getManySQL),
+		aged:   ss.new(getManyAgedSQL),
+		set:    ss.new(setManySQL),
+		del:    ss.new(deleteManySQL),
+		exists: ss.new(existsManySQL),
+	}
 }
 
 // A value of more than 32 KiB comes back as two NULLs: it would hold up the rest.
@@ -31,23 +40,62 @@ FROM unnest($1::text[]) k(key), LATERAL (
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`
 
+// found is a row of a lookup of many keys.
+type found struct {
+	key string
+	lookup
+}
+
 // getBatch looks up keys, which may repeat.
 func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
-	results := make([]lookup, len(keys))
+	return c.lookups(ctx, c.batches.get, keys, func(rows *sql.Rows, f *found, value, valueBytes *any) error {
+		return rows.Scan(&f.key, value, valueBytes)
+	})
+}
+
+const getManyAgedSQL = `
+SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires
+FROM unnest($1::text[]) k(key), LATERAL (
+  SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
+    CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
+    coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires
+  FROM {schema}.cache
+  WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  LIMIT 1) c`
+
+// getBatchAged looks up keys, which may repeat, and tells the ends of their lives.
+func (c *Cache) getBatchAged(ctx context.Context, keys []string) ([]lookup, error) {
+	return c.lookups(ctx, c.batches.aged, keys, func(rows *sql.Rows, f *found, value, valueBytes *any) error {
+		return rows.Scan(&f.key, value, valueBytes, &f.now, &f.expires)
+	})
+}
+
+func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
+	scan func(rows *sql.Rows, f *found, value, valueBytes *any) error) ([]lookup, error) {
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
-	var key string
+	var tickets []ticket
+	if s == c.batches.aged {
+		tickets = c.tickets(unique...)
+	}
 	var value, valueBytes any
-	err := c.query(ctx, c.stmt.getMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
-		if err := rows.Scan(&key, &value, &valueBytes); err != nil {
-			return err
-		}
+	hits, err := query(ctx, c, s, c.args(textArray(unique)), func(rows *sql.Rows) (f found, err error) {
+		err = scan(rows, &f, &value, &valueBytes)
 		v, ok := fromColumns(value, valueBytes)
-		results[first[key]] = lookup{value: v, found: true, large: !ok}
-		return nil
+		f.value, f.found, f.large = v, true, !ok
+		return f, err
 	})
 	if err != nil {
 		return nil, err
+	}
+	results := make([]lookup, len(keys))
+	for _, hit := range hits {
+		results[first[hit.key]] = hit.lookup
+	}
+	for i, t := range tickets {
+		if hit := results[first[unique[i]]]; hit.found {
+			c.keep(unique[i], t, hit)
+		}
 	}
 	if len(unique) < len(keys) {
 		for i, key := range keys {
@@ -78,19 +126,15 @@ FROM unnest($1::text[]) k(key), LATERAL (
   LIMIT 1) c`
 
 func (c *Cache) existsBatch(ctx context.Context, keys []string) ([]bool, error) {
-	results := make([]bool, len(keys))
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
-	var key string
-	err := c.query(ctx, c.stmt.haveMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
-		if err := rows.Scan(&key); err != nil {
-			return err
-		}
-		results[first[key]] = true
-		return nil
-	})
+	there, err := query(ctx, c, c.batches.exists, c.args(textArray(unique)), scanKey)
 	if err != nil {
 		return nil, err
+	}
+	results := make([]bool, len(keys))
+	for _, key := range there {
+		results[first[key]] = true
 	}
 	for i, key := range keys {
 		results[i] = results[first[key]]
@@ -98,17 +142,22 @@ func (c *Cache) existsBatch(ctx context.Context, keys []string) ([]bool, error) 
 	return results, nil
 }
 
+func scanKey(rows *sql.Rows) (key string, err error) { return key, rows.Scan(&key) }
+
 // Rows are written in the order of the arrays, which is that of their keys: so no
 // two statements wait for each other.
 const setManySQL = `
-INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
-SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond'
-FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
-ON CONFLICT (user_id, key) DO UPDATE
-SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`
+WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, $1::text[])),
+stored AS (
+  INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
+  SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond', txid_current()
+  FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
+  ON CONFLICT (user_id, key) DO UPDATE
+  SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark)
+SELECT txid_current(), date_part('epoch'::text, statement_timestamp())`
 
 // setBatch stores entries; of several for one key the last wins.
-func (c *Cache) setBatch(ctx context.Context, entries []entry) ([]struct{}, error) {
+func (c *Cache) setBatch(ctx context.Context, entries []entry) ([]stamp, error) {
 	sorted := slices.Clone(entries)
 	slices.SortStableFunc(sorted, func(a, b entry) int { return strings.Compare(a.key, b.key) })
 	last := sorted[:0]
@@ -117,7 +166,7 @@ func (c *Cache) setBatch(ctx context.Context, entries []entry) ([]struct{}, erro
 			last = append(last, e)
 		}
 	}
-	return make([]struct{}, len(entries)), c.setSorted(ctx, last)
+	return make([]stamp, len(entries)), c.setSorted(ctx, last)
 }
 
 // setSorted stores entries that are in key order, each key once.
@@ -127,60 +176,87 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	for i, e := range entries {
 		keys[i] = e.key
 	}
-	c.enter(keys...)
-	defer c.enter(keys...)
-	_, err := c.exec(ctx, c.stmt.setMany, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries))...)
+	w := c.write(keys...)
+	defer w.done()
+	_, at, err := c.writes(ctx, c.batches.set, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries)))
+	if err == nil {
+		w.stored(at, entries...)
+	}
 	return err
 }
 
-// Rows are locked in the order of the array, which is that of their keys, before
-// any is deleted. A row that a concurrent write has changed since the statement
-// began is locked but not deleted; it comes back as false, as does, see deleteSQL, a
-// key whose lease has ended since.
-const deleteManySQL = `
-WITH lease AS (
-  DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) RETURNING key),
+// Leases, then rows, are locked in the order of their keys, before any is deleted. A row
+// that a concurrent write has changed since the statement began is locked but not
+// deleted. It comes back as NULL, as does, see deleteSQL, a key whose lease has ended
+// since. A remembered absence comes back as false.
+const deleteManySQL = `/*fastpgcache*/
+WITH held AS MATERIALIZED (
+  SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) ORDER BY user_id, key FOR UPDATE),
+lease AS (
+  DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM held) RETURNING key),
 locked AS MATERIALIZED (
   SELECT k.key, c.tid
   FROM unnest($1::text[]) k(key), LATERAL (
     SELECT ctid AS tid FROM {schema}.cache
-    WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    WHERE user_id = {user} AND key = k.key
+      AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
     LIMIT 1 FOR UPDATE) c),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked)) RETURNING key)
-SELECT key, false FROM {schema}.cache_lease
+  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
+  RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+change AS (
+  INSERT INTO {schema}.cache_change (user_id, keys)
+  SELECT {user}, array_agg(key) FROM deleted WHERE live HAVING count(*) > 0)
+SELECT key, NULL::boolean FROM {schema}.cache_lease
 WHERE user_id = {user} AND key = ANY ($1::text[]) AND key NOT IN (SELECT key FROM lease)
 UNION ALL
-SELECT locked.key, deleted.key IS NOT NULL FROM locked LEFT JOIN deleted USING (key)`
+SELECT locked.key, deleted.live FROM locked LEFT JOIN deleted USING (key)`
+
+// maxDeleteBatches is how often deleteBatch runs before it deletes one by one what
+// concurrent writes keep changing.
+const maxDeleteBatches = 4
 
 // deleteBatch deletes keys; of several calls for one key the first gets true.
 func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) {
 	results := make([]bool, len(keys))
-	first, unique := distinct(keys)
-	slices.Sort(unique)
-	c.stats.keys.Add(int64(len(unique)))
-	var again []string
-	err := c.query(ctx, c.stmt.delMany, c.args(textArray(unique)), func(rows *sql.Rows) error {
-		var key string
-		var deleted bool
-		if err := rows.Scan(&key, &deleted); err != nil {
-			return err
-		}
-		if deleted {
-			results[first[key]] = true
-		} else {
-			again = append(again, key)
-		}
-		return nil
-	})
-	for _, key := range again {
-		if err == nil {
-			var more bool
-			more, err = c.deleteOne(ctx, key)
-			results[first[key]] = results[first[key]] || more
-		}
+	first, rest := distinct(keys)
+	slices.Sort(rest)
+	w := c.write(rest...)
+	defer w.done()
+	c.stats.keys.Add(int64(len(rest)))
+	type row struct {
+		key     string
+		deleted sql.NullBool
 	}
-	return results, err
+	for range maxDeleteBatches {
+		rows, err := query(ctx, c, c.batches.del, c.args(textArray(rest)), func(rows *sql.Rows) (r row, err error) {
+			return r, rows.Scan(&r.key, &r.deleted)
+		})
+		if err != nil {
+			return results, err
+		}
+		rest = rest[:0:0]
+		for _, r := range rows {
+			if !r.deleted.Valid {
+				rest = append(rest, r.key)
+			} else if r.deleted.Bool {
+				results[first[r.key]] = true
+			}
+		}
+		if len(rest) == 0 {
+			return results, nil
+		}
+		slices.Sort(rest)
+		rest = slices.Compact(rest)
+	}
+	for _, key := range rest {
+		deleted, err := c.deleteOne(ctx, key)
+		if err != nil {
+			return results, err
+		}
+		results[first[key]] = results[first[key]] || deleted
+	}
+	return results, nil
 }
 
 // Bounds of one statement of SetMany, GetMany and DeleteMany, and of the entries that
@@ -204,11 +280,19 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		return nil, err
 	}
 	values := make(map[string]Value, len(keys))
-	if c.negative != nil {
-		keys = slices.DeleteFunc(slices.Clone(keys), c.absent)
+	one, batch := c.getOne, c.getBatch
+	if c.local != nil && c.tx == nil {
+		one, batch = c.getOneAged, c.getBatchAged
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+			kept, _, says := c.recall(key)
+			if says == present {
+				values[key] = Value(kept.text)
+			}
+			return says != unknown
+		})
 	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
-		results, err := c.getBatch(ctx, chunk)
+		results, err := batch(ctx, chunk)
 		if err != nil {
 			return nil, err
 		}
@@ -216,7 +300,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 			c.stats.lookup(hit.found)
 			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
-				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
+				if hit, err = one(ctx, chunk[i]); err != nil {
 					return nil, err
 				}
 			}
@@ -293,18 +377,14 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 	if len(first) == 1 && len(later) == 0 {
 		return c.setSorted(ctx, first[0])
 	}
-	store := func(c *Cache, to *caller) error {
+	store := func(c *Cache) error {
 		for _, entries := range first {
 			if err := c.setSorted(ctx, entries); err != nil {
 				return err
 			}
 		}
 		for rest := later; len(rest) > 0; {
-			var entries []entry
-			err := to.deliver(func() (err error) { // who left may change items
-				entries, _, err = encodeChunk(rest, items, micros)
-				return err
-			})
+			entries, _, err := encodeChunk(rest, items, micros)
 			if err == nil {
 				err = c.setSorted(ctx, entries)
 			}
@@ -316,23 +396,34 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 		return nil
 	}
 	if c.tx != nil {
-		return store(c, nil)
+		return store(c)
 	}
-	defer c.enter(keys...)
-	return c.retry(ctx, func(to *caller) error {
-		if _, err := c.prepared(ctx, c.stmt.setMany); err != nil { // the transaction could not
+	w := c.write(keys...)
+	defer w.done()
+	for attempt := 1; ; attempt++ {
+		err := c.transact(ctx, store)
+		if err == nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
 			return err
 		}
-		tx, err := c.db.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback()
-		if err := store(c.WithTx(tx), to); err != nil {
-			return err
-		}
-		return tx.Commit()
-	})
+	}
+}
+
+// transact runs f in a transaction of its own, on the caller's goroutine: f may read
+// what belongs to the caller. Each step ends with ctx, and with ctx the transaction.
+func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
+	if _, err := await(ctx, c, func() (*sql.Stmt, error) { return c.prepared(ctx, c.batches.set) }); err != nil { // the transaction could not
+		return err
+	}
+	tx, err := await(ctx, c, func() (*sql.Tx, error) { return c.db.BeginTx(ctx, nil) })
+	if err != nil {
+		return err
+	}
+	if err := f(c.WithTx(tx)); err != nil {
+		c.run(func() { tx.Rollback() }) // it waits for a statement that goes on
+		return err
+	}
+	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })
+	return err
 }
 
 // encodeChunk encodes the items of the first keys, as many as make a statement.

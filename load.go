@@ -2,18 +2,11 @@ package fastpgcache
 
 import (
 	"context"
-	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"reflect"
-	"sync"
 	"time"
 )
-
-// leaseFor is how long a process that loads a key has it to itself without
-// renewing its lease.
-const leaseFor = 10 * time.Second
 
 // GetOrSet fills dest with the value under key, as Get does, or, if it is not there
 // or does not decode, with what load returns, which it stores as Set does. Of all
@@ -22,15 +15,19 @@ const leaseFor = 10 * time.Second
 // its own. No connection is held meanwhile.
 //
 // The ctx that load gets has the values of its caller's, and ends when no caller in
-// this process waits any more, and with Close. It must not ask for the same key.
-// When load fails, its callers in this process get the error; when it panics, so
-// does the first of them, and the others get an error. Nothing is stored then, and
-// another process that waits calls its own load, as it does when the first one dies
-// or stands still for 10 s.
+// this process waits any more, and with Close, which waits for load, but not for long.
+// load must not ask for the same key, nor call Close. When load fails, its callers in
+// this process get the error; when it panics, so does the first of them, and the
+// others get an error that has the panic and its stack. Where load ends its goroutine
+// with runtime.Goexit, as testing's FailNow does, all of them get an error. Nothing
+// is stored then, and another process that waits calls its own load, as it does when
+// the first one dies or stands still for 10 s.
 //
 // Whoever changes the entry while load runs wins: nothing is stored, and the callers
-// get the entry as it is then. Where there is none, the first caller gets what its
-// load returned, and the others start over. If the database fails, load runs
+// get the entry as it is then. Where there is none, those who came before load began
+// get what it returned, and the others start over. So who calls GetOrSet after a
+// Delete, Set or the like has returned, in any process, never gets what was there
+// before it, unless Config.MaxStaleness allows it. If the database fails, load runs
 // nonetheless and its callers get the value; the error goes to Config.OnError. In a
 // transaction load runs on the caller's goroutine, for it alone, and what it returns
 // replaces what is there.
@@ -41,42 +38,56 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 	load func(context.Context) (any, error)) error {
 	micros, err := storeTTL(ttl)
 	if err == nil {
-		err = checkKey(key)
+		err = c.getOrSet(ctx, key, dest, micros, load)
 	}
+	return c.loadFailed(ctx, "get or set", err)
+}
+
+// loads is what loading needs.
+type loads struct {
+	acquire, renew, release, look, store *statement
+
+	flights  flights[answer]
+	leaseFor time.Duration // the constant, but in tests
+}
+
+func newLoads(c *Cache) loads {
+	ss := c.statements
+	return loads{acquire: ss.new(acquireSQL), renew: ss.new(renewSQL), release: ss.new(releaseSQL),
+		look: ss.new(lookSQL), store: ss.new(storeSQL), flights: flights[answer]{ctx: c.ctx, run: c.run}, leaseFor: leaseFor}
+}
+
+// loadFailed is fail, but for errors of loaders, whose SQLSTATE is not about the cache.
+func (c *Cache) loadFailed(ctx context.Context, op string, err error) error {
+	var loader *loadError
+	if errors.As(err, &loader) {
+		return prefixed(op, err)
+	}
+	return c.fail(ctx, op, err)
+}
+
+// loadError is an error of a loader.
+type loadError struct{ err error }
+
+func (e *loadError) Error() string { return "load: " + e.err.Error() }
+func (e *loadError) Unwrap() error { return e.err }
+
+func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64,
+	load func(context.Context) (any, error)) error {
+	err := checkKey(key)
 	if err == nil {
 		err = checkDest(dest)
 	}
 	if err == nil && load == nil {
 		err = errors.New("load is nil")
 	}
-	if err == nil {
-		err = c.getOrSet(ctx, request{key, micros, load}, dest)
+	if err != nil {
+		return err
 	}
-	if failed := (*loadError)(nil); errors.As(err, &failed) {
-		return prefixed("get or set", err)
-	}
-	return c.fail(ctx, "get or set", err)
-}
-
-// request is what a caller of GetOrSet wants.
-type request struct {
-	key    string
-	micros int64
-	load   func(context.Context) (any, error)
-}
-
-// loadError is an error of a loader, whose SQLSTATE is not about the cache.
-type loadError struct{ err error }
-
-func (e *loadError) Error() string { return "load: " + e.err.Error() }
-func (e *loadError) Unwrap() error { return e.err }
-
-func (c *Cache) getOrSet(ctx context.Context, r request, dest any) error {
-	var own *flight // that this caller led and another's write overtook
 	for {
-		v, found, err := c.get(ctx, r.key)
-		hit := found && decodes(v, dest)
-		if err == nil {
+		got, err := c.find(ctx, key)
+		hit := got.found && decodes(got.value, dest)
+		if err == nil && !got.kept {
 			c.stats.lookup(hit)
 		}
 		switch {
@@ -86,57 +97,41 @@ func (c *Cache) getOrSet(ctx context.Context, r request, dest any) error {
 			return ctx.Err()
 		case errors.Is(err, ErrClosed), err != nil && c.tx != nil:
 			return err
-		case c.tx != nil:
-			return c.loadInTx(ctx, r, dest)
-		case own != nil:
-			return own.value.decode(dest)
 		}
-		f, first := c.join(ctx, r, dest)
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			c.leave(f)
-			return ctx.Err()
+		r := request{op: "get or set", micros: micros, usable: decodesInto(dest), load: loadOne(key, load)}
+		if c.tx != nil {
+			return c.loadInTx(ctx, r, key, dest)
 		}
+		a, good, err := c.fly(ctx, r, key)
 		switch {
-		case first && f.panicked != nil:
-			panic(f.panicked)
-		case f.err != nil:
-			return f.err
-		case f.entry && decodes(f.value, dest):
+		case err != nil:
+			return err
+		case good && a.loaded:
+			return a.value.decode(dest)
+		case good && decodes(a.value, dest):
 			return nil
-		case f.entry: // which decodes for the first caller, but not for this one
-		case !f.overtaken:
-			return f.value.decode(dest)
-		case first:
-			own = f
 		}
+		// It came too late, or this entry decodes for others only.
 	}
 }
 
-func (c *Cache) loadInTx(ctx context.Context, r request, dest any) error {
-	v, err := c.call(ctx, r)
+// fly takes part in the flight for key until it has landed.
+func (c *Cache) fly(ctx context.Context, r request, key string) (answer, bool, error) {
+	seat := c.loads.flights.join(ctx, []string{key}, func(ctx context.Context, f *flight[answer]) { c.search(ctx, f, r) })[0]
+	defer seat.leave()
+	return seat.await(ctx)
+}
+
+func (c *Cache) loadInTx(ctx context.Context, r request, key string, dest any) error {
+	entries, err := c.call(ctx, r, []string{key})
 	if err == nil {
-		err = c.set(ctx, entry{r.key, v, r.micros})
+		err = c.set(ctx, entries[key])
 	}
 	if err != nil {
 		return err
 	}
 	c.stats.sets.Add(1)
-	return v.decode(dest)
-}
-
-// call runs the loader.
-func (c *Cache) call(ctx context.Context, r request) (stored, error) {
-	c.stats.loads.Add(1)
-	value, err := r.load(ctx)
-	if err != nil {
-		if c.closed.Load() && !errors.Is(err, ErrClosed) {
-			err = fmt.Errorf("%w: %w", ErrClosed, err)
-		}
-		return stored{}, &loadError{err}
-	}
-	return encode(value)
+	return entries[key].value.decode(dest)
 }
 
 // decodes reports whether it filled dest; if not, dest is left empty.
@@ -148,231 +143,174 @@ func decodes(v stored, dest any) bool {
 	return false
 }
 
-// flights are the searches for values that go on in this process.
-type flights struct {
-	mu    sync.Mutex
-	byKey map[string]*flight // guarded by mu, as is flight.callers
-}
-
-// flight is one search for the value of a key, and the loading of it if need be, on
-// a goroutine of its own, for all who ask in this process.
-type flight struct {
-	request
-	dest    reflect.Type // what an entry must decode into; nil: it need not
-	cancel  context.CancelFunc
-	callers int // that wait
-
-	holder  string         // of the lease
-	leased  bool           // there may be a lease to give back
-	held    bool           // there is one, and f is to load
-	version sql.NullString // of the entry that is to be replaced
-
-	done      chan struct{} // closed when what follows is final
-	value     stored
-	entry     bool // value is an entry that was there
-	overtaken bool // value was loaded but not stored, for the entry has changed
-	err       error
-	panicked  any // what load panicked with, besides err
-}
-
-// join returns the flight for r.key, and whether the caller is the first in it.
-func (c *Cache) join(ctx context.Context, r request, dest any) (f *flight, first bool) {
-	c.flights.mu.Lock()
-	if f := c.flights.byKey[r.key]; f != nil {
-		f.callers++
-		c.flights.mu.Unlock()
-		return f, false
+// decodesInto returns what tells whether a value would fill dest.
+func decodesInto(dest any) func(stored) bool {
+	if dest == nil {
+		return func(stored) bool { return true }
 	}
-	f = &flight{request: r, callers: 1, holder: rand.Text(), done: make(chan struct{})}
-	if dest != nil {
-		f.dest = reflect.TypeOf(dest).Elem()
-	}
-	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if c.flights.byKey == nil {
-		c.flights.byKey = make(map[string]*flight)
-	}
-	c.flights.byKey[r.key] = f
-	c.flights.mu.Unlock()
-	c.background(func() { c.fly(ctx, f) })
-	return f, true
+	t := reflect.TypeOf(dest).Elem()
+	return func(v stored) bool { return v.decode(reflect.New(t).Interface()) == nil }
 }
 
-// leave ends a flight that nobody waits for any more, and keeps others from it.
-func (c *Cache) leave(f *flight) {
-	c.flights.mu.Lock()
-	defer c.flights.mu.Unlock()
-	if f.callers--; f.callers == 0 {
-		f.cancel()
-		c.forget(f)
-	}
+// request is what is to be searched for.
+type request struct {
+	op     string
+	micros int64             // the TTL of what is loaded
+	usable func(stored) bool // whether an entry is an answer
+	load   loader
 }
 
-// forget needs flights.mu.
-func (c *Cache) forget(f *flight) {
-	if c.flights.byKey[f.key] == f {
-		delete(c.flights.byKey, f.key)
-	}
-}
+// loader returns the values of missing keys, in the manner of GetOrSetMany's.
+type loader func(ctx context.Context, missing []string) (map[string]any, error)
 
-// land wakes everyone who waits for f.
-func (c *Cache) land(f *flight) {
-	c.flights.mu.Lock()
-	c.forget(f)
-	c.flights.mu.Unlock()
-	close(f.done)
-}
-
-// fly is the whole of a flight.
-func (c *Cache) fly(ctx context.Context, f *flight) {
-	defer context.AfterFunc(c.ctx, f.cancel)()
-	defer f.cancel()
-	defer c.release(ctx, f)
-	defer c.land(f)
-	returned := false
-	defer func() {
-		if !returned { // but load, or a method of its value, panicked or ended the goroutine
-			f.panicked = recover()
-			f.err = &loadError{fmt.Errorf("panic: %v", f.panicked)}
+func loadOne(key string, load func(context.Context) (any, error)) loader {
+	return func(ctx context.Context, _ []string) (map[string]any, error) {
+		value, err := load(ctx)
+		if err != nil {
+			return nil, err
 		}
-	}()
-	if c.await(ctx, f); f.err == nil && !f.entry {
-		c.load(ctx, f)
+		return map[string]any{key: value}, nil
 	}
-	returned = true
 }
 
-// await returns when f is to load: with the lease, and the version of the entry that
-// is to be replaced, or without the lease if the database fails. If there is an
-// entry by then, or nobody waits any more, f says so.
-func (c *Cache) await(ctx context.Context, f *flight) {
-	for attempt := 1; ; attempt++ {
-		held, err := c.acquire(ctx, f)
-		f.leased = held || err != nil
-		var value stored
-		var live bool
+// answer is what a flight brings.
+type answer struct {
+	value  stored
+	loaded bool // and not an entry that was there
+}
+
+// search is a flight: it ends when each of its keys has been found, or loaded and
+// stored. Keys that other processes load it polls for, once its own are stored and
+// given back: so nobody waits in a circle.
+func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
+	l := c.newLease()
+	defer l.release(ctx)
+	for rest, attempt := f.keys, 1; len(rest) > 0; attempt++ {
+		err := l.acquire(ctx, rest)
+		// The look comes after the lease, and not with it: who had the lease before may
+		// just have stored the entry.
+		looked := f.send()
+		var seen map[string]row
 		if err == nil {
-			// After the lease, and not with it: who had it before may just have
-			// stored the entry.
-			value, live, f.version, err = c.look(ctx, f.key)
+			seen, err = c.look(ctx, rest)
 		}
-		switch {
-		case c.closed.Load():
-			f.err = ErrClosed
-			return
-		case ctx.Err() != nil:
-			f.err = ctx.Err()
-			return
-		case err != nil:
-			c.report("get or set", err)
-			return
-		case live && (f.dest == nil || decodes(value, reflect.New(f.dest).Interface())):
-			f.value, f.entry = value, true
-			return
-		case held:
-			f.held = true
+		if ended := c.over(ctx); ended != nil {
+			for _, key := range rest {
+				f.land(key, outcome[answer]{err: ended, good: everybody})
+			}
 			return
 		}
-		const slowest = 7 // 64 to 128 ms
-		sleep(ctx, backoff(min(attempt, slowest)))
+		if err != nil {
+			c.report(r.op, err)
+			c.load(ctx, f, r, nil, rest, nil)
+			return
+		}
+		var missing, others []string
+		for _, key := range rest {
+			switch e := seen[key]; {
+			case e.found && r.usable(e.value):
+				f.land(key, outcome[answer]{value: answer{value: e.value}, good: looked})
+			case l.keys[key]:
+				missing = append(missing, key)
+			default:
+				others = append(others, key)
+			}
+		}
+		if len(missing) > 0 {
+			c.load(ctx, f, r, l, missing, seen)
+		} else {
+			l.release(ctx)
+		}
+		if rest = others; len(rest) > 0 {
+			const slowest = 7 // 64 to 128 ms
+			sleep(ctx, backoff(min(attempt, slowest)))
+		}
 	}
 }
 
-// load gives f the value that its loader returns, and stores it.
-func (c *Cache) load(ctx context.Context, f *flight) {
-	if f.held {
-		renewing, stop := context.WithCancel(ctx)
-		defer stop()
-		c.background(func() { c.renew(renewing, f) })
+// over is why a flight is not to go on, or nil.
+func (c *Cache) over(ctx context.Context) error {
+	if c.ended() {
+		return ErrClosed
 	}
-	f.value, f.err = c.call(ctx, f.request)
-	if f.err != nil || !f.held {
-		return
+	return ctx.Err()
+}
+
+// load calls the loader for missing keys, stores what it returns if l is their lease
+// and not nil, and lands them.
+func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease, missing []string, seen map[string]row) {
+	good := f.send() // who comes later may know better than what is not stored
+	if l != nil {
+		defer l.keep(ctx)()
 	}
-	stored, err := c.store(ctx, f)
+	entries, failure := c.call(ctx, r, missing)
+	if failure == nil {
+		failure = errLeftOut
+	}
+	sent := f.send()
+	var stored map[string]bool
+	var err error
+	switch {
+	case l == nil:
+	case len(entries) > 0:
+		stored, err = l.store(ctx, entries, seen)
+	case l.release(ctx): // nobody has deleted anything
+		good = sent
+	}
 	if err != nil && !errors.Is(err, ErrClosed) {
-		c.report("get or set", err)
+		c.report(r.op, err)
 	}
-	f.overtaken = err == nil && !stored
-}
-
-const acquireSQL = `
-INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at)
-VALUES ({user}, $1, $2, statement_timestamp() + $3::float8 * interval '1 microsecond')
-ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-WHERE l.expires_at <= statement_timestamp()`
-
-// acquire reports whether nobody else holds the lease.
-func (c *Cache) acquire(ctx context.Context, f *flight) (bool, error) {
-	n, err := c.exec(ctx, c.stmt.acquire, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
-	return n > 0, err
-}
-
-const renewSQL = `
-UPDATE {schema}.cache_lease SET expires_at = statement_timestamp() + $3::float8 * interval '1 microsecond'
-WHERE user_id = {user} AND key = $1 AND holder = $2`
-
-// renew keeps the lease until ctx ends, or it is lost.
-func (c *Cache) renew(ctx context.Context, f *flight) {
-	for sleep(ctx, c.leaseFor/3) {
-		n, err := c.exec(ctx, c.stmt.renew, c.args(f.key, f.holder, c.leaseFor.Microseconds())...)
-		if err != nil && ctx.Err() == nil {
-			c.report("get or set", err)
+	var lost []string
+	for _, key := range missing {
+		e, ok := entries[key]
+		o := outcome[answer]{value: answer{e.value, true}, good: good}
+		if !ok {
+			o = outcome[answer]{err: failure, good: good}
 		}
-		if err == nil && n == 0 {
-			return
+		switch wrote, intact := stored[key]; {
+		case wrote, intact && !ok:
+			o.good = sent
+		case ok && stored != nil:
+			lost = append(lost, key)
+			continue
+		}
+		f.land(key, o)
+	}
+	if len(lost) > 0 { // to a write meanwhile: so the entry is that, as it is now
+		looked := f.send()
+		seen, _ = c.look(ctx, lost)
+		for _, key := range lost {
+			o := outcome[answer]{value: answer{entries[key].value, true}, good: good}
+			if e := seen[key]; e.found && r.usable(e.value) {
+				o = outcome[answer]{value: answer{value: e.value}, good: looked}
+			}
+			f.land(key, o)
 		}
 	}
 }
 
-const releaseSQL = `
-DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 AND holder = $2`
+// errLeftOut is the outcome for a key that its loader did not know.
+var errLeftOut = errors.New("the loader left it out")
 
-// release gives the lease back, if f has one; also while the cache closes, or other
-// processes would wait until it runs out, as they do if this fails.
-func (c *Cache) release(ctx context.Context, f *flight) {
-	if f.leased {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
-		defer cancel()
-		c.db.ExecContext(ctx, c.stmt.release.text, c.args(f.key, f.holder)...)
-	}
-}
-
-const lookSQL = `
-SELECT value, value_bytes, (expires_at <= statement_timestamp()) IS NOT TRUE, xmin::text FROM {schema}.cache
-WHERE user_id = {user} AND key = $1
-LIMIT 1`
-
-// look returns what is under key, live or expired, and its version, which every
-// write changes.
-func (c *Cache) look(ctx context.Context, key string) (v stored, live bool, version sql.NullString, err error) {
-	var value, valueBytes any
-	_, err = c.row(ctx, c.stmt.look, c.args(key), &value, &valueBytes, &live, &version)
-	v, _ = fromColumns(value, valueBytes)
-	return v, live, version, err
-}
-
-const storeSQL = `
-WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 AND holder = $5 RETURNING key)
-INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at)
-SELECT {user}, $1, $2::text, $3::bytea, statement_timestamp() + $4::float8 * interval '1 microsecond' FROM lease
-ON CONFLICT (user_id, key) DO UPDATE
-SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at
-WHERE c.xmin::text = $6`
-
-// store ends the lease, and reports whether it stored what was loaded: not if the
-// lease was lost, to a Delete or another process, or the entry is not at version any
-// more.
-func (c *Cache) store(ctx context.Context, f *flight) (bool, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.leaseFor)
-	defer cancel()
-	c.enter(f.key)
-	defer c.enter(f.key)
-	value, valueBytes := f.value.arguments()
-	n, err := c.exec(ctx, c.stmt.store, c.args(f.key, value, valueBytes, ttlArgument(f.micros), f.holder, f.version)...)
+// call runs the loader and encodes what it returns.
+func (c *Cache) call(ctx context.Context, r request, missing []string) (map[string]entry, error) {
+	c.stats.loads.Add(1)
+	values, err := r.load(ctx, missing)
 	if err != nil {
-		return false, err
+		if c.ended() && !errors.Is(err, ErrClosed) {
+			err = fmt.Errorf("%w: %w", ErrClosed, err)
+		}
+		return nil, &loadError{err}
 	}
-	f.leased = false
-	c.stats.sets.Add(n)
-	return n > 0, nil
+	entries := make(map[string]entry, len(values))
+	for _, key := range missing {
+		if value, ok := values[key]; ok {
+			v, err := encode(value)
+			if err != nil {
+				return nil, err
+			}
+			entries[key] = entry{key, v, r.micros}
+		}
+	}
+	return entries, nil
 }

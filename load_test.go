@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -139,10 +141,10 @@ func execAdmin(t *testing.T, admin, statement string, args ...any) {
 }
 
 func waiting(c *Cache, key string) int {
-	c.flights.mu.Lock()
-	defer c.flights.mu.Unlock()
-	if f := c.flights.byKey[key]; f != nil {
-		return f.callers
+	c.loads.flights.mu.Lock()
+	defer c.loads.flights.mu.Unlock()
+	if l := c.loads.flights.legs[key]; l != nil {
+		return l.flight.seats
 	}
 	return 0
 }
@@ -244,8 +246,15 @@ func TestGetOrSetLosesToWhatHappensDuringTheLoad(t *testing.T) {
 			return errors.Join(err, err2)
 		}, gone},
 		{"Set that expires", func(c *Cache, key string) error {
-			err := c.Set(ctx, key, "set", time.Microsecond)
+			err := c.Set(ctx, key, "set", time.Millisecond)
+			time.Sleep(2 * time.Millisecond)
 			return err
+		}, gone},
+		{"Set that expires and is cleaned up", func(c *Cache, key string) error {
+			err := c.Set(ctx, key, "set", time.Millisecond)
+			time.Sleep(2 * time.Millisecond)
+			_, err2 := c.Cleanup(ctx)
+			return errors.Join(err, err2)
 		}, gone},
 		{"cache_delete", func(c *Cache, key string) error {
 			_, err := c.DB().Exec(`SELECT cache_delete(current_user, $1)`, key)
@@ -280,6 +289,163 @@ func TestGetOrSetLosesToWhatHappensDuringTheLoad(t *testing.T) {
 		}
 	}
 	execAdmin(t, admin, `TRUNCATE cache`)
+}
+
+// A store that fails is no store: who came while the value was loaded starts over.
+func TestGetOrSetDoesNotShareWhatItCouldNotStore(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	execAdmin(t, admin, `ALTER TABLE cache ADD CONSTRAINT never CHECK (value <> 'never')`)
+	var reported atomic.Int64
+	c := openCache(t, dsn, Config{OnError: func(error) { reported.Add(1) }})
+	g := newGate()
+	first := ask(ctx, c, "k", g.load)
+	<-g.runs
+	second := ask(ctx, c, "k", returns("loaded afresh"))
+	eventually(t, "two callers", func() bool { return waiting(c, "k") == 2 })
+	g.value <- "never"
+	wantAnswer(t, first, "never")
+	wantAnswer(t, second, "loaded afresh")
+	wantEntry(t, c, "k", "loaded afresh")
+	if reported.Load() != 1 {
+		t.Errorf("got %d errors reported, want that of the store", reported.Load())
+	}
+}
+
+// What a loader failed with before a Delete is not the answer after it.
+func TestGetOrSetDoesNotShareAnErrorFromBeforeADelete(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	runs, fail := make(chan struct{}), make(chan struct{})
+	first := ask(ctx, c, "k", func(context.Context) (any, error) {
+		close(runs)
+		<-fail
+		return nil, sql.ErrNoRows
+	})
+	<-runs
+	if _, err := c.Delete(ctx, "k"); err != nil { // behind an INSERT into the source
+		t.Fatal(err)
+	}
+	second := ask(ctx, c, "k", returns("now there"))
+	eventually(t, "two callers", func() bool { return waiting(c, "k") == 2 })
+	close(fail)
+	if a := <-first; !errors.Is(a.err, sql.ErrNoRows) {
+		t.Errorf("the first caller got %q, %v", a.got, a.err)
+	}
+	wantAnswer(t, second, "now there")
+}
+
+// holder is a proxy that holds back the server's answer to a statement.
+type holder struct {
+	net.Listener
+	text    string        // what the statement has in it
+	holding chan struct{} // closed when the answer is held back
+	release chan struct{} // to be closed
+	once    sync.Once
+}
+
+// holdBack returns a holder for the server of dsn, and the DSN to reach it by.
+func holdBack(t *testing.T, dsn, text string) (*holder, string) {
+	t.Helper()
+	host := regexp.MustCompile(`host=(\S+)`).FindStringSubmatch(dsn)
+	port := regexp.MustCompile(`port=(\d+)`).FindStringSubmatch(dsn)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil || host == nil || port == nil {
+		t.Fatal(err, dsn)
+	}
+	t.Cleanup(func() { l.Close() })
+	h := &holder{Listener: l, text: text, holding: make(chan struct{}), release: make(chan struct{})}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", net.JoinHostPort(strings.Trim(host[1], "'"), port[1]))
+			if err != nil {
+				client.Close()
+				return
+			}
+			h.serve(client, server)
+		}
+	}()
+	_, own, _ := net.SplitHostPort(l.Addr().String())
+	dsn = strings.Replace(dsn, port[0], "port="+own, 1)
+	return h, strings.Replace(dsn, host[0], "host=127.0.0.1", 1)
+}
+
+func (h *holder) serve(client, server net.Conn) {
+	var held atomic.Bool
+	go func() {
+		defer server.Close()
+		b := make([]byte, 64<<10)
+		for {
+			n, err := client.Read(b)
+			if strings.Contains(string(b[:n]), h.text) {
+				h.once.Do(func() { held.Store(true) })
+			}
+			if _, err2 := server.Write(b[:n]); err != nil || err2 != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		defer client.Close()
+		b := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(b)
+			if n > 0 && held.Swap(false) {
+				close(h.holding)
+				<-h.release
+			}
+			if _, err2 := client.Write(b[:n]); err != nil || err2 != nil {
+				return
+			}
+		}
+	}()
+}
+
+// A caller who comes after a Delete, when the answer from before it is on its way.
+func TestGetOrSetAfterADeleteNeverGetsAnAnswerHeldBack(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	other := openCache(t, dsn, Config{})
+	for name, text := range map[string]string{"look": "AS version", "store": "AS MATERIALIZED"} {
+		t.Run(name, func(t *testing.T) {
+			h, through := holdBack(t, dsn, text)
+			c := openCache(t, through, Config{DisablePrepare: true})
+			// The first caller waits for a lease, until there is an entry for its look.
+			locked, err := openDB(t, admin).Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer locked.Rollback()
+			if _, err := locked.Exec(`LOCK TABLE cache_lease IN EXCLUSIVE MODE`); err != nil {
+				t.Fatal(err)
+			}
+			first := ask(ctx, c, name, returns("old"))
+			eventually(t, "a caller waits", func() bool { return waiting(c, name) == 1 })
+			if name == "look" {
+				if err := other.Set(ctx, name, "old", 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := locked.Rollback(); err != nil {
+				t.Fatal(err)
+			}
+			<-h.holding
+			if deleted, err := other.Delete(ctx, name); err != nil || !deleted {
+				t.Fatalf("deleted: got %t, %v, want what was stored", deleted, err)
+			}
+			second := ask(ctx, c, name, returns("new"))
+			eventually(t, "two callers", func() bool { return waiting(c, name) == 2 })
+			close(h.release)
+			wantAnswer(t, first, "old")
+			wantAnswer(t, second, "new")
+			wantEntry(t, other, name, "new")
+		})
+	}
 }
 
 // A Delete that is under way when the loaded value is stored wins, too.
@@ -443,6 +609,12 @@ func TestGetOrSetFailsForAllOfThisProcessWhenItsLoaderFails(t *testing.T) {
 	wantAnswer(t, ask(ctx, c, "k", returns("up again")), "up again")
 }
 
+// isBoom reports whether p is a panic "boom" with the stack that led there.
+func isBoom(p any) bool {
+	said := fmt.Sprint(p)
+	return strings.HasPrefix(said, "panic: boom\n\ngoroutine ") && strings.Contains(said, "load_test.go")
+}
+
 func TestGetOrSetPanicsOnInTheFirstCallerOnly(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)
@@ -455,7 +627,7 @@ func TestGetOrSetPanicsOnInTheFirstCallerOnly(t *testing.T) {
 			for range 10 {
 				wg.Go(func() {
 					defer func() {
-						if p := recover(); p == "boom" {
+						if p := recover(); isBoom(p) {
 							panics.Add(1)
 						} else if p != nil {
 							t.Errorf("panic: %v", p)
@@ -467,6 +639,9 @@ func TestGetOrSetPanicsOnInTheFirstCallerOnly(t *testing.T) {
 						return "never", nil
 					}); err != nil {
 						errs.Add(1)
+						if says := map[string]string{"panic": "panic: boom", "Goexit": "runtime.Goexit"}[name]; !strings.Contains(err.Error(), says) {
+							t.Errorf("got %v, want it to say %q", err, says)
+						}
 					}
 				})
 			}
@@ -499,7 +674,7 @@ func TestGetOrSetPanicsOnWhatValuesPanicWith(t *testing.T) {
 	wantPanic := func(call func() error) {
 		t.Helper()
 		defer func() {
-			if p := recover(); p != "boom" {
+			if p := recover(); !isBoom(p) {
 				t.Errorf("got panic %v", p)
 			}
 		}()
@@ -591,16 +766,71 @@ func TestGetOrSetTakesOverALeaseThatRanOut(t *testing.T) {
 	wantEntry(t, other, "k", "taken over")
 }
 
+// A lease that ends later than any lease can stops nobody: the clock was set back.
+func TestGetOrSetTakesOverALeaseFromTheFuture(t *testing.T) {
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	db := openDB(t, pgtest.WithUser(admin, roleOf(t, dsn)))
+	for _, until := range []string{"now() + interval '1 hour'", "'infinity'", "now() + interval '15 seconds'"} {
+		if _, err := db.Exec(`INSERT INTO cache_lease (key, holder, expires_at) VALUES ($1, 'dead', `+until+`)`, until); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		wantAnswer(t, ask(t.Context(), c, until, returns("loaded")), "loaded")
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("%s: waited %v for a lease that is over", until, took)
+		}
+		wantEntry(t, c, until, "loaded")
+	}
+}
+
+func roleOf(t *testing.T, dsn string) (role string) {
+	t.Helper()
+	if err := openDB(t, dsn).QueryRow(`SELECT current_user`).Scan(&role); err != nil {
+		t.Fatal(err)
+	}
+	return role
+}
+
+// A renewal that commits while the store waits for it takes nothing away from it.
+func TestGetOrSetStoresThroughARenewal(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	g := newGate()
+	answer := ask(ctx, c, "k", g.load)
+	<-g.runs
+	renewing, err := openDB(t, admin).Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer renewing.Rollback()
+	if _, err := renewing.Exec(`UPDATE cache_lease SET expires_at = expires_at + interval '1 ms'`); err != nil {
+		t.Fatal(err)
+	}
+	g.value <- "loaded"
+	eventually(t, "the store waits", func() bool {
+		var n int
+		err := openDB(t, admin).QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`).Scan(&n)
+		return err == nil && n > 0
+	})
+	if err := renewing.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	wantAnswer(t, answer, "loaded")
+	wantEntry(t, c, "k", "loaded")
+}
+
 func TestGetOrSetKeepsItsLeaseWhileLoading(t *testing.T) {
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	slow, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
-	slow.leaseFor = 200 * time.Millisecond
+	slow.loads.leaseFor = 200 * time.Millisecond
 	g := newGate()
 	first := ask(ctx, slow, "k", g.load)
 	<-g.runs
 	second := ask(ctx, other, "k", returns("too early"))
-	time.Sleep(3 * slow.leaseFor)
+	time.Sleep(3 * slow.loads.leaseFor)
 	g.value <- "loaded"
 	wantAnswer(t, first, "loaded")
 	wantAnswer(t, second, "loaded")

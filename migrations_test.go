@@ -408,7 +408,7 @@ func TestCleanupNeverRemovesAFreshEntry(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				key := fmt.Sprint("k", rand.IntN(50))
-				if err := c.Set(t.Context(), key, "old", time.Microsecond); err != nil {
+				if err := c.Set(t.Context(), key, "old", time.Millisecond); err != nil {
 					t.Error(err)
 				}
 				if err := c.Set(t.Context(), key, "fresh", time.Hour); err != nil {

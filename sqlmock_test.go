@@ -70,9 +70,9 @@ var operations = []operation{{
 }, {
 	name: "Set",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
-		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Nanosecond)
+		return nil, c.Set(ctx, "k", map[string]int{"n": 1}, time.Millisecond+time.Nanosecond)
 	},
-	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1)},
+	args:    []driver.Value{"k", `{"n":1}`, nil, int64(1001)},
 	answers: []answer{{affected: 1}},
 }, {
 	name: "Get",
@@ -237,6 +237,13 @@ var operations = []operation{{
 	args:    []driver.Value{"", nil},
 	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
 	noTx:    true,
+}, {
+	name: "Ping",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return nil, c.Ping(ctx)
+	},
+	args:    []driver.Value{`"public".cache`},
+	answers: []answer{{rows: [][]driver.Value{{true}}}},
 }}
 
 // statement is a section of docs/unit-testing.md.
@@ -578,9 +585,9 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, store", answer{affected: 1}, "k", "loaded", nil, second, sqlmock.AnyArg(), nil)
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", true, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{}`)
 			},
 			want: "loaded",
 		}, {
@@ -591,11 +598,11 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 0}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"loaded", nil, true, "700"}}}, "k")
-				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "loaded", nil, 1.5, math.Inf(1), "700", false}}}, `{"k"}`)
+				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			want: "loaded",
 		}, {
@@ -606,10 +613,10 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"old", nil, false, "700"}}}, "k")
-				do("GetOrSet, store", answer{affected: 0}, "k", "loaded", nil, second, sqlmock.AnyArg(), "700")
-				do("Get", answer{rows: [][]driver.Value{{"of another", nil}}}, "k")
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "old", nil, 1.5, 1.0, "700", false}}}, `{"k"}`)
+				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", false, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{"700"}`)
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "of another", nil, 1.5, 2.5, "701", false}}}, `{"k"}`)
 			},
 			want: "of another",
 		}, {
@@ -619,9 +626,9 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 				if m.mode.tx {
 					return
 				}
-				do("GetOrSet, lease", answer{affected: 1}, "k", sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{}, "k")
-				do("GetOrSet, release", answer{affected: 1}, "k", sqlmock.AnyArg())
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			err: errLoad,
 		}} {
@@ -667,11 +674,15 @@ func TestBatchFollowsUp(t *testing.T) {
 		t.Errorf("GetMany: got %v, %v, want %v", got, err, want)
 	}
 	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
-	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","contended"}`).
-		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("contended", false))
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","b","contended"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("b", false).AddRow("contended", nil))
+	for range 3 { // as one batch again, at the end one by one
+		m.ExpectQuery(deleteMany.text).WithArgs(`{"contended"}`).
+			WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("contended", nil))
+	}
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(true, false))
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(false, true))
-	if n, err := m.DeleteMany(t.Context(), []string{"contended", "a"}); n != 2 || err != nil {
+	if n, err := m.DeleteMany(t.Context(), []string{"contended", "b", "a"}); n != 2 || err != nil {
 		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
 	}
 	if err := m.ExpectationsWereMet(); err != nil {
@@ -1078,5 +1089,29 @@ func TestFailedPrepareIsTriedAgain(t *testing.T) {
 	}
 	if err := mock.ExpectationsWereMet(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server can undo a statement after its rows have come, at its commit.
+func TestRowsOfAFailedAttemptCountForNothing(t *testing.T) {
+	for _, op := range operations {
+		switch op.name {
+		case "Get", "TTL", "GetMany", "DeleteMany", "Delete", "Take", "Keys":
+		default:
+			continue
+		}
+		t.Run(op.name, func(t *testing.T) {
+			m := newMocked(t, mockMode{name: "role"})
+			text, args := m.text(t, op)
+			columns := m.page[op.name].columns
+			undone := rows(columns, op.answers[0]).AddRow(make([]driver.Value, len(columns))...)
+			undone.RowError(len(op.answers[0].rows), &serverError{"40001"})
+			nothing := op.answers[len(op.answers)-1]
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(undone)
+			m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, nothing))
+			if got, err := m.run(t.Context(), t, op); err != nil || !reflect.DeepEqual(got, nothing.want) {
+				t.Errorf("got %v, %v, want %v", got, err, nothing.want)
+			}
+		})
 	}
 }

@@ -5,9 +5,10 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,23 +21,59 @@ import (
 // database/sql prepares again on each connection that it meets.
 type statement struct {
 	text string
-	keys int64 // that one run of it is about, for Stats
+	keys int64 // that one run of it is about, for Stats; 0: its caller counts them
 
 	preparing atomic.Bool
 	prepared  atomic.Pointer[sql.Stmt]
+	closed    atomic.Bool
 }
 
-// newStatement completes a text for one cache. {schema} is the quoted schema.
+// statements are those of one cache.
+type statements struct {
+	replacer func(text string) string
+	all      []*statement
+}
+
+var argument = regexp.MustCompile(`\$([0-9]+)`)
+
+// newStatements completes texts for one cache. {schema} is the quoted schema.
 // {user} is whose entries: the connection's role, or, with a label, the argument
-// after the n others. It stands bare beside its column: row-level security keeps an
-// expression that may leak, such as COALESCE of the two, from the index.
-func newStatement(text, schema, label string, n int) *statement {
-	user := "current_user"
-	if label != "" {
-		user = fmt.Sprintf("$%d", n+1)
+// after the text's others. It stands bare beside its column: row-level security keeps
+// an expression that may leak, such as COALESCE of the two, from the index.
+func newStatements(schema, label string) *statements {
+	schema = pq.QuoteIdentifier(schema)
+	return &statements{replacer: func(text string) string {
+		user := "current_user"
+		if label != "" {
+			last := 0
+			for _, m := range argument.FindAllStringSubmatch(text, -1) {
+				n, _ := strconv.Atoi(m[1])
+				last = max(last, n)
+			}
+			user = "$" + strconv.Itoa(last+1)
+		}
+		return strings.NewReplacer("{schema}", schema, "{user}", user).Replace(text)
+	}}
+}
+
+// new returns the statement of text, which may touch any number of keys.
+func (ss *statements) new(text string) *statement {
+	s := &statement{text: strings.TrimSpace(ss.replacer(text))}
+	ss.all = append(ss.all, s)
+	return s
+}
+
+// one returns the statement of text, which is about one key.
+func (ss *statements) one(text string) *statement {
+	s := ss.new(text)
+	s.keys = 1
+	return s
+}
+
+func (ss *statements) close() {
+	for _, s := range ss.all {
+		s.close()
 	}
-	text = strings.NewReplacer("{schema}", pq.QuoteIdentifier(schema), "{user}", user).Replace(text)
-	return &statement{text: text}
 }
 
 // prepare returns the prepared statement, or nil while another caller prepares
@@ -55,11 +92,16 @@ func (s *statement) prepare(ctx context.Context, db *sql.DB) (*sql.Stmt, error) 
 		return nil, err
 	}
 	s.prepared.Store(p)
+	if s.closed.Load() {
+		s.close()
+		return nil, ErrClosed
+	}
 	return p, nil
 }
 
-// close releases the prepared form.
+// close releases the prepared form, also one that is still on its way.
 func (s *statement) close() {
+	s.closed.Store(true)
 	if p := s.prepared.Swap(nil); p != nil {
 		p.Close()
 	}
@@ -83,22 +125,33 @@ func (c *core) args(args ...any) []any {
 	return append(args, c.cfg.User)
 }
 
-// query runs s and calls scan for each of its rows, from the first row again
-// after a retry.
-func (c *Cache) query(ctx context.Context, s *statement, args []any, scan func(*sql.Rows) error) error {
-	return c.retry(ctx, func(to *caller) error {
+// query runs s and returns what scan makes of each row, of the attempt that
+// succeeded.
+func query[T any](ctx context.Context, c *Cache, s *statement, args []any, scan func(*sql.Rows) (T, error)) ([]T, error) {
+	return retry(ctx, c, func() ([]T, error) {
 		rows, err := c.queryOnce(ctx, s, args)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer rows.Close()
+		var got []T
 		for rows.Next() {
-			if err := to.deliver(func() error { return scan(rows) }); err != nil {
-				return err
+			row, err := scan(rows)
+			if err != nil {
+				return nil, err
 			}
+			got = append(got, row)
 		}
-		return rows.Err()
+		return got, rows.Err()
 	})
+}
+
+// first is the only row of a query that has at most one.
+func first[T any](rows []T, err error) (row T, found bool, _ error) {
+	if err != nil || len(rows) == 0 {
+		return row, false, err
+	}
+	return rows[0], true, nil
 }
 
 func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.Rows, error) {
@@ -116,28 +169,15 @@ func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.R
 	return c.db.QueryContext(ctx, s.text, args...)
 }
 
-// row runs s, which has at most one row, and scans it into dest.
-func (c *Cache) row(ctx context.Context, s *statement, args []any, dest ...any) (found bool, err error) {
-	err = c.query(ctx, s, args, func(rows *sql.Rows) error {
-		found = true
-		return rows.Scan(dest...)
-	})
-	return found && err == nil, err
-}
-
-// exec runs s and returns how many rows it affected.
-func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (affected int64, err error) {
-	err = c.retry(ctx, func(to *caller) error {
+// exec runs s and returns how many rows it affected or, if it is a query, gave.
+func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (int64, error) {
+	return retry(ctx, c, func() (int64, error) {
 		result, err := c.execOnce(ctx, s, args)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		return to.deliver(func() error {
-			affected, err = result.RowsAffected()
-			return err
-		})
+		return result.RowsAffected()
 	})
-	return affected, err
 }
 
 func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Result, error) {
@@ -158,23 +198,54 @@ func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Res
 // prepared returns the prepared form of s, or nil where the text itself is to run.
 func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 	switch {
-	case c.closed.Load():
+	case c.ended():
 		return nil, ErrClosed
+	case c.tx != nil && c.tx.Tx == nil:
+		return nil, errors.New("the transaction given to WithTx is nil")
 	case c.cfg.DisablePrepare:
 		return nil, nil
 	case c.tx == nil:
 		return s.prepare(ctx, c.db)
 	}
-	if p, ok := c.inTx.Load(s); ok {
-		return p.(*sql.Stmt), nil
+	return c.tx.prepared(ctx, s), nil
+}
+
+// transaction is where the statements of a Cache run that WithTx returned.
+type transaction struct {
+	*sql.Tx          // nil, if the caller's was
+	own     bool     // it is of the cache's pool, whose prepared statements fit no other
+	stmts   sync.Map // of *statement: the *sql.Stmt that Tx has of it
+}
+
+// newTransaction returns tx as a transaction, of pool db or another. Nothing but tx itself knows
+// of which; where it does not tell, it is taken for another's, and runs texts.
+func newTransaction(tx *sql.Tx, db *sql.DB) *transaction {
+	t := &transaction{Tx: tx}
+	if tx != nil {
+		pool := reflect.ValueOf(tx).Elem().FieldByName("db")
+		t.own = pool.IsValid() && pool.Kind() == reflect.Pointer && pool.Pointer() == reflect.ValueOf(db).Pointer()
+	}
+	return t
+}
+
+// prepared returns s as it is prepared in t, or nil where the text is to run: to
+// prepare it takes a connection, and there may be none but t's.
+func (t *transaction) prepared(ctx context.Context, s *statement) *sql.Stmt {
+	if !t.own {
+		return nil
+	}
+	if p, ok := t.stmts.Load(s); ok {
+		return p.(*sql.Stmt)
 	}
 	p := s.prepared.Load()
 	if p == nil {
-		return nil, nil // to prepare it takes a connection: there may be none but tx's
+		return nil
 	}
-	p = c.tx.StmtContext(ctx, p)
-	c.inTx.Store(s, p)
-	return p, nil
+	p = t.StmtContext(ctx, p)
+	if ctx.Err() == nil { // else p may be good for nothing but an error
+		t.stmts.Store(s, p)
+	}
+	return p
 }
 
 // maxAttempts is how often a statement runs that keeps losing to concurrent ones.
@@ -190,66 +261,47 @@ func driverFrom(d driver.Driver, path string) bool {
 	return t != nil && strings.HasPrefix(t.PkgPath()+"/", path+"/")
 }
 
-// retry calls run, and again when the server undid its work in favour of a
-// concurrent transaction's. It ends with ctx even where the driver does not, as
-// lib/pq, whose cancel request the server may miss: then run goes on alone, and
-// what it would still deliver is dropped.
-func (c *Cache) retry(ctx context.Context, run func(to *caller) error) error {
-	if ctx.Done() == nil || c.tx != nil || c.pgx {
-		return c.attempts(ctx, nil, run)
-	}
-	to := &caller{}
-	ended := make(chan error, 1)
-	go func() { ended <- c.attempts(ctx, to, run) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		to.leave()
-		return ctx.Err()
-	}
-}
-
-func (c *Cache) attempts(ctx context.Context, to *caller, run func(to *caller) error) error {
-	for attempt := 1; ; attempt++ {
-		err := run(to)
-		if err == nil || c.tx != nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
-			return err
+// retry calls attempt, and again when the server undid its work in favour of a
+// concurrent transaction's. Only what the last attempt returned counts: the server may
+// undo one after its rows have come.
+func retry[T any](ctx context.Context, c *Cache, attempt func() (T, error)) (T, error) {
+	return await(ctx, c, func() (T, error) {
+		for n := 1; ; n++ {
+			result, err := attempt()
+			if err == nil {
+				return result, nil
+			}
+			if c.tx != nil || n == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(n)) {
+				var none T
+				return none, err
+			}
 		}
-	}
+	})
 }
 
-// caller is who waits for a statement, as long as it does; nil, who waits to the end.
-type caller struct {
-	mu   sync.Mutex
-	left bool // guarded by mu
-}
-
-// deliver calls f, which may write to what the caller reads or read what it may
-// write, unless it left.
-func (to *caller) deliver(f func() error) error {
-	if to == nil {
+// await calls f, and ends with ctx even where the driver does not, as lib/pq, whose
+// cancel request the server may miss: then f goes on alone, and what it returns is
+// dropped. So f must not touch what belongs to the caller.
+func await[T any](ctx context.Context, c *Cache, f func() (T, error)) (T, error) {
+	if ctx.Done() == nil || c.tx != nil || c.pgx {
 		return f()
 	}
-	to.mu.Lock()
-	defer to.mu.Unlock()
-	if to.left {
-		return context.Canceled
+	type outcome struct {
+		result T
+		err    error
 	}
-	return f()
-}
-
-func (to *caller) leave() {
-	to.mu.Lock()
-	defer to.mu.Unlock()
-	to.left = true
-}
-
-// lostToConcurrent reports whether the server rolled a statement back only
-// because of concurrent ones, so that running it again is right.
-func lostToConcurrent(err error) bool {
-	state := sqlState(err)
-	return state == deadlockDetected || state == serializationFailure
+	ended := make(chan outcome, 1)
+	go func() {
+		result, err := f()
+		ended <- outcome{result, err}
+	}()
+	select {
+	case o := <-ended:
+		return o.result, o.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }
 
 // backoff is the pause after a failed attempt: 1 to 2 ms, then twice that, and so on.
@@ -268,85 +320,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
-}
-
-// sqlState is the SQLSTATE of a server's error, whichever driver reports it, or
-// empty.
-func sqlState(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		return e.SQLState()
-	}
-	return ""
-}
-
-// SQLSTATEs, PostgreSQL's manual, appendix A.
-const (
-	invalidSchemaName     = "3F000"
-	undefinedTable        = "42P01"
-	undefinedColumn       = "42703"
-	undefinedFunction     = "42883"
-	insufficientPrivilege = "42501"
-	serializationFailure  = "40001"
-	deadlockDetected      = "40P01"
-	unknownStatement      = "26000"
-	duplicateStatement    = "42P05"
-)
-
-// causedByData reports whether the statement failed for the data of one of its
-// rows, so that the others may do without it.
-func causedByData(err error) bool {
-	state := sqlState(err)
-	if len(state) != 5 {
-		return false
-	}
-	switch state[:2] {
-	case "22", "23", "54", "XX": // data, integrity, limits; corruption
-		return true
-	}
-	return false
-}
-
-// fail turns err, of operation op, into what the caller gets: prefixed once,
-// naming the operation, and matching the sentinels. It stands at the public
-// boundary, and nowhere below.
-func (c *core) fail(ctx context.Context, op string, err error) error {
-	if err == nil {
-		return nil
-	}
-	c.stats.errors.Add(1)
-	if p, ok := err.(prefixedError); ok { // the Connector's, through database/sql
-		err = p.err
-	}
-	if ctxErr := ctx.Err(); ctxErr != nil && !errors.Is(err, ctxErr) {
-		// A driver reports a cancelled query in words of its own.
-		err = fmt.Errorf("%w: %w", ctxErr, err)
-	}
-	switch sqlState(err) {
-	case undefinedTable, undefinedColumn, undefinedFunction, invalidSchemaName:
-		err = fmt.Errorf("%w (run fastpgcache-admin --schema %s, or call fastpgcache.Setup): %w", ErrNotSetUp, c.cfg.schema(), err)
-	case insufficientPrivilege:
-		err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
-	case unknownStatement, duplicateStatement:
-		err = fmt.Errorf("%w (is there a pooler that does not track prepared statements? set Config.DisablePrepare)", err)
-	default:
-		if c.closed.Load() && !errors.Is(err, ErrClosed) {
-			err = fmt.Errorf("%w: %w", ErrClosed, err)
-		}
-	}
-	return prefixed(op, err)
-}
-
-// A prefixedError is an error that leaves the package, however many of its layers
-// it passes: "fastpgcache: " stands there once.
-type prefixedError struct{ err error }
-
-func (e prefixedError) Error() string { return "fastpgcache: " + e.err.Error() }
-func (e prefixedError) Unwrap() error { return e.err }
-
-func prefixed(op string, err error) error {
-	if p, ok := err.(prefixedError); ok {
-		err = p.err
-	}
-	return prefixedError{fmt.Errorf("%s: %w", op, err)}
 }

@@ -2,8 +2,11 @@ package fastpgcache
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -21,7 +24,7 @@ func (d deafDriver) Close() error                                 { return nil }
 func (d deafDriver) Begin() (driver.Tx, error)                    { return nil, driver.ErrSkip }
 func (d deafDriver) CheckNamedValue(*driver.NamedValue) error     { return nil }
 func (d deafDriver) Columns() []string                            { return []string{"a", "b"} }
-func (d deafDriver) Next(row []driver.Value) error                { row[0], row[1] = "1", nil; return nil }
+func (d deafDriver) Next(row []driver.Value) error                { return io.EOF }
 func (d deafDriver) wait()                                        { d.began <- struct{}{}; <-d.end }
 func (d deafDriver) QueryContext(_ context.Context, _ string, _ []driver.NamedValue) (driver.Rows, error) {
 	d.wait()
@@ -62,5 +65,68 @@ func TestACallEndsWithItsContextWhateverTheDriverDoes(t *testing.T) {
 				t.Errorf("got %v, want %v", err, context.Canceled)
 			}
 		})
+	}
+}
+
+// slowPreparer is a driver whose Prepare takes until it is told to go on.
+type slowPreparer struct {
+	deafDriver
+	preparing, goOn chan struct{}
+	open            *atomic.Int64 // statements
+}
+
+func (d slowPreparer) Connect(context.Context) (driver.Conn, error) { return d, nil }
+func (d slowPreparer) Prepare(string) (driver.Stmt, error) {
+	close(d.preparing)
+	<-d.goOn
+	d.open.Add(1)
+	return slowPrepared{d.open}, nil
+}
+
+type slowPrepared struct{ open *atomic.Int64 }
+
+func (s slowPrepared) Close() error                               { s.open.Add(-1); return nil }
+func (s slowPrepared) NumInput() int                              { return -1 }
+func (s slowPrepared) Exec([]driver.Value) (driver.Result, error) { return nil, driver.ErrSkip }
+func (s slowPrepared) Query([]driver.Value) (driver.Rows, error)  { return nil, driver.ErrSkip }
+
+func TestCloseClosesAStatementThatIsStillBeingPrepared(t *testing.T) {
+	d := slowPreparer{preparing: make(chan struct{}), goOn: make(chan struct{}), open: new(atomic.Int64)}
+	db := sql.OpenDB(d)
+	defer db.Close()
+	c, err := New(db, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := c.Get(context.Background(), "k", nil)
+		ended <- err
+	}()
+	<-d.preparing
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	close(d.goOn)
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want %v", err, ErrClosed)
+	}
+	if n := d.open.Load(); n != 0 {
+		t.Errorf("%d statements are open", n)
+	}
+}
+
+func TestArgumentsAreCountedFromTheText(t *testing.T) {
+	for text, want := range map[string]string{
+		"SELECT {user}":                "SELECT $1",
+		"SELECT $2, $1, {user}, $10":   "SELECT $2, $1, $11, $10",
+		"SELECT {user} FROM {schema}.": `SELECT $1 FROM "s""x".`,
+	} {
+		if got := newStatements(`s"x`, "alice").new(text).text; got != want {
+			t.Errorf("%s: got %s, want %s", text, got, want)
+		}
+	}
+	if got, want := newStatements("s", "").new("SELECT {user}, $1").text, "SELECT current_user, $1"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

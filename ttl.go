@@ -2,6 +2,7 @@ package fastpgcache
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math"
@@ -15,6 +16,17 @@ const NoExpiry time.Duration = -1
 // noTTL stands for NoExpiry among TTLs in microseconds.
 const noTTL int64 = -1
 
+// minTTL is the shortest TTL: what is below is a number that forgot its unit.
+const minTTL = time.Millisecond
+
+// ttls is the operations on an entry's end.
+type ttls struct{ ttl, expire, persist, cleanup *statement }
+
+func newTTLs(c *Cache) ttls {
+	ss := c.statements
+	return ttls{ttl: ss.one(ttlSQL), expire: ss.one(expireSQL), persist: ss.one(persistSQL), cleanup: ss.new(cleanupSQL)}
+}
+
 // storeTTL returns the TTL of a write that stores, in microseconds, the resolution
 // of PostgreSQL's timestamps, rounded up.
 func storeTTL(ttl time.Duration) (micros int64, err error) {
@@ -23,6 +35,8 @@ func storeTTL(ttl time.Duration) (micros int64, err error) {
 		return noTTL, nil
 	case ttl < 0:
 		return 0, fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+	case ttl < minTTL:
+		return 0, fmt.Errorf("%w: %v is under a millisecond: a number alone counts nanoseconds, so write 60*time.Second for a minute", ErrInvalidTTL, ttl)
 	}
 	micros = int64(ttl / time.Microsecond)
 	if ttl%time.Microsecond > 0 {
@@ -40,7 +54,7 @@ func ttlArgument(micros int64) any {
 
 const ttlSQL = `
 SELECT CASE WHEN isfinite(expires_at)
-  THEN (extract(epoch FROM expires_at - statement_timestamp()) * 1000000)::bigint END
+  THEN (extract(epoch FROM expires_at - statement_timestamp()) * 1000000::numeric)::bigint END
 FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
@@ -51,10 +65,15 @@ LIMIT 1`
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
 	if err = checkKey(key); err == nil {
-		if c.absent(key) {
+		switch _, left, says := c.recall(key); says {
+		case present:
+			return fromMicros(left), true, nil
+		case absent:
 			return 0, false, nil
 		}
-		found, err = c.row(ctx, c.stmt.ttl, c.args(key), &micros)
+		micros, found, err = first(query(ctx, c, c.ttls.ttl, c.args(key), func(rows *sql.Rows) (micros *int64, err error) {
+			return micros, rows.Scan(&micros)
+		}))
 		c.answered(key, found, err)
 	}
 	if err == nil {
@@ -65,15 +84,29 @@ func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found b
 		return 0, false, c.fail(ctx, "ttl", err)
 	case micros == nil:
 		return NoExpiry, true, nil
-	case *micros > math.MaxInt64/int64(time.Microsecond):
-		return math.MaxInt64, true, nil
 	}
-	return time.Duration(*micros) * time.Microsecond, true, nil
+	return fromMicros(*micros), true, nil
+}
+
+// fromMicros is the TTL of an entry that has this long to live; noExpiry is NoExpiry.
+func fromMicros(micros int64) time.Duration {
+	switch {
+	case micros == noExpiry:
+		return NoExpiry
+	case micros > math.MaxInt64/int64(time.Microsecond):
+		return math.MaxInt64
+	}
+	return time.Duration(micros) * time.Microsecond
 }
 
 const expireSQL = `
-UPDATE {schema}.cache SET expires_at = statement_timestamp() + $2::float8 * interval '1 microsecond'
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WITH moved AS (
+  UPDATE {schema}.cache
+  SET expires_at = statement_timestamp() + $2::float8 * interval '1 microsecond', mark = txid_current()
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  RETURNING key),
+change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM moved)
+SELECT key FROM moved`
 
 // Expire gives key a new TTL, from now on, and reports whether it is there.
 // NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
@@ -94,30 +127,38 @@ func (c *Cache) expire(ctx context.Context, key string, ttl time.Duration) (bool
 	if err != nil {
 		return false, err
 	}
-	n, err := c.exec(ctx, c.stmt.expire, c.args(key, ttlArgument(micros))...)
+	w := c.write(key)
+	defer w.done()
+	n, err := c.exec(ctx, c.ttls.expire, c.args(key, ttlArgument(micros))...)
 	return n > 0, err
 }
 
 const persistSQL = `
-UPDATE {schema}.cache SET expires_at = NULL
-WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())`
+WITH moved AS (
+  UPDATE {schema}.cache SET expires_at = NULL, mark = txid_current()
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  RETURNING key),
+change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM moved)
+SELECT key FROM moved`
 
 // Persist takes key's TTL away, so that it stays until it is deleted, and reports
 // whether it is there.
 func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
 	var n int64
 	if err = checkKey(key); err == nil {
-		n, err = c.exec(ctx, c.stmt.persist, c.args(key)...)
+		w := c.write(key)
+		defer w.done()
+		n, err = c.exec(ctx, c.ttls.persist, c.args(key)...)
 	}
 	return n > 0, c.fail(ctx, "persist", err)
 }
 
 const cleanupSQL = `
-SELECT removed, next_position
-FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
+SELECT removed, next_position FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
 
-// Cleanup removes the expired entries of every user and returns how many there
-// were. It walks the table in bites, each a short transaction, and passes over
+// Cleanup removes the expired entries of every user that this login may act for, and
+// returns how many there were: those of its own for a confined login, everybody's for the
+// owner and the service role. It works in bites, each a short transaction, and passes over
 // locked rows: it holds nobody up, and any number of processes may do it at once.
 // When it fails, removed counts what was removed until then. Inside a transaction
 // it is an error, since it would keep its locks until the end.
@@ -129,19 +170,28 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	return removed, c.fail(ctx, "cleanup", err)
 }
 
+// bite is a step of a cleanup.
+type bite struct {
+	removed *int    // nil: it is not this process' turn
+	next    *string // where to go on; nil: this was the last
+}
+
 // cleanup with every, in microseconds, takes part in the work that processes share:
 // it does nothing, or stops, where another is at it or was through less than every
 // ago.
 func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error) {
 	for position := new(string); position != nil; {
-		var n *int
-		if _, err := c.row(ctx, c.stmt.cleanup, []any{*position, every}, &n, &position); err != nil {
+		b, _, err := first(query(ctx, c, c.ttls.cleanup, []any{*position, every}, func(rows *sql.Rows) (b bite, err error) {
+			return b, rows.Scan(&b.removed, &b.next)
+		}))
+		if err != nil {
 			return removed, err
 		}
-		if n == nil {
+		if b.removed == nil {
 			return removed, nil
 		}
-		removed += *n
+		removed += *b.removed
+		position = b.next
 	}
 	c.stats.lastCleanup.Store(time.Now().UnixMicro())
 	return removed, nil

@@ -112,7 +112,7 @@ func TestBackgroundCleanupIsOneProcessAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if _, err := tx.Exec(`SELECT cache_walk(NULL, '1 microsecond')`); err != nil {
+	if _, err := tx.Exec(`SELECT cache_walk('', '1 microsecond')`); err != nil {
 		t.Fatal(err)
 	}
 	expired(t, owner, "d", 1)

@@ -1,7 +1,9 @@
 package fastpgcache
 
 import (
+	"encoding"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -15,8 +17,12 @@ const maxValueBytes = 256 << 20
 // Value is the bytes of an entry, exactly as stored.
 type Value []byte
 
-// Decode fills dest as Cache.Get does.
+// Decode fills dest as Cache.Get does. A nil Value, which GetMany's map gives for a key that
+// it lacks, is an error.
 func (v Value) Decode(dest any) error {
+	if v == nil {
+		return prefixed("decode", errors.New("there is no value: the key was missing"))
+	}
 	if err := checkDest(dest); err != nil {
 		return prefixed("decode", err)
 	}
@@ -50,6 +56,9 @@ func encode(value any) (stored, error) {
 	case Value:
 		b = v
 	default:
+		if isString(reflect.TypeOf(value)) {
+			return store(reflect.ValueOf(value).String())
+		}
 		var err error
 		if b, err = json.Marshal(value); err != nil {
 			return stored{}, fmt.Errorf("encode value: %w", err)
@@ -59,6 +68,26 @@ func encode(value any) (stored, error) {
 		return stored{}, err
 	}
 	return store(string(b))
+}
+
+// isString reports whether t is a string by another name, without a marshaller of its
+// own in either direction.
+func isString(t reflect.Type) bool {
+	if t == nil || t.Kind() != reflect.String {
+		return false
+	}
+	p := reflect.PointerTo(t) // whose methods include those of t
+	for _, marshals := range marshallers {
+		if p.Implements(marshals) {
+			return false
+		}
+	}
+	return true
+}
+
+var marshallers = []reflect.Type{
+	reflect.TypeFor[json.Marshaler](), reflect.TypeFor[encoding.TextMarshaler](),
+	reflect.TypeFor[json.Unmarshaler](), reflect.TypeFor[encoding.TextUnmarshaler](),
 }
 
 func store(s string) (stored, error) {
@@ -165,8 +194,10 @@ func (s stored) decode(dest any) error {
 		}
 		*d = parsed
 	default:
-		if err := json.Unmarshal(s.value(), dest); err != nil {
-			return fmt.Errorf("decode value: %w", err)
+		if v := reflect.ValueOf(dest).Elem(); isString(v.Type()) {
+			v.SetString(s.string())
+		} else if err := json.Unmarshal(s.value(), dest); err != nil {
+			return fmt.Errorf("decode into %T: %w", dest, err)
 		}
 	}
 	return nil

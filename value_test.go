@@ -123,3 +123,65 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+type (
+	color    string
+	shouting string
+)
+
+func (s *shouting) UnmarshalText(b []byte) error {
+	*s = shouting(strings.ToUpper(string(b)))
+	return nil
+}
+
+func TestAStringByAnotherNameIsAString(t *testing.T) {
+	ctx := t.Context()
+	c := newCache(t)
+	if err := c.Set(ctx, "k", color("red"), 0); err != nil {
+		t.Fatal(err)
+	}
+	var text string
+	var named color
+	for _, dest := range []any{&text, &named} {
+		if _, err := c.Get(ctx, "k", dest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text != "red" || named != "red" {
+		t.Errorf("got %q and %q, want red", text, named)
+	}
+	if err := c.Set(ctx, "k", shouting("red"), 0); err != nil { // which has an unmarshaller: JSON both ways
+		t.Fatal(err)
+	}
+	var loud shouting
+	if _, err := c.Get(ctx, "k", &text); err != nil || text != `"red"` {
+		t.Errorf("got %q, %v, want JSON", text, err)
+	}
+	if _, err := c.Get(ctx, "k", &loud); err != nil || loud != "RED" {
+		t.Errorf("got %q, %v, want RED", loud, err)
+	}
+}
+
+func TestADecodeErrorNamesTheKeyAndTheType(t *testing.T) {
+	ctx := t.Context()
+	c := newCache(t)
+	if err := c.Set(ctx, "session:7", "no JSON", 0); err != nil {
+		t.Fatal(err)
+	}
+	var n struct{ N int }
+	found, err := c.Get(ctx, "session:7", &n)
+	if !found || err == nil || !strings.Contains(err.Error(), `"session:7"`) || !strings.Contains(err.Error(), "*struct { N int }") {
+		t.Errorf("got %t, %v, want an error with key and type", found, err)
+	}
+}
+
+func TestAMissingKeysValueSaysSo(t *testing.T) {
+	values := map[string]fastpgcache.Value{}
+	var text string
+	if err := values["k"].Decode(&text); err == nil || !strings.Contains(err.Error(), "the key was missing") {
+		t.Errorf("got %v", err)
+	}
+	if err := (fastpgcache.Value{}).Decode(&text); err != nil {
+		t.Errorf("an empty value: %v", err)
+	}
+}

@@ -3,6 +3,8 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ var loadTests = []test{
 	{name: "AFailedLoadIsNotKept", run: testFailedLoad},
 	{name: "APanicOfALoaderIsTheFirstCallersAlone", run: testPanickingLoad},
 	{name: "ASetOrDeleteDuringTheLoadWins", run: testLoadLoses},
+	{name: "WhoComesAfterADeleteNeverGetsWhatWasBefore", run: testNothingFromBeforeADelete, once: true},
 	{name: "ALoaderLivesAsLongAsAnyCallerWaits", run: testLoadersContext},
 	{name: "GetOrSetLoadsWithoutADatabase", run: testLoadOffline},
 }
@@ -99,6 +102,64 @@ func testLoadLoses(s *suite, t *testing.T) {
 		t.Error(err)
 	}
 	wantMiss(t, c, "gone")
+}
+
+// Of 64 callers on 8 keys, 8 change the source and delete the entry; whoever calls
+// then must not get the version before.
+func testNothingFromBeforeADelete(s *suite, t *testing.T) {
+	c, ctx := s.cache(t), t.Context()
+	const keys, readers = 8, 56
+	deletes := 10_000
+	if testing.Short() {
+		deletes = 1_000
+	}
+	var source, deleted [keys]atomic.Int64
+	var stale atomic.Int64
+	read := func(k int) {
+		want := deleted[k].Load()
+		var got int64
+		err := c.GetOrSet(ctx, fmt.Sprint("key", k), &got, time.Minute, func(context.Context) (any, error) {
+			return source[k].Load(), nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if got < want {
+			stale.Add(1)
+		}
+	}
+	var writing, reading sync.WaitGroup
+	done := make(chan struct{})
+	for i := range readers {
+		reading.Go(func() {
+			for n := i; ; n++ {
+				select {
+				case <-done:
+					return
+				default:
+					read(n % keys)
+				}
+			}
+		})
+	}
+	for k := range keys {
+		writing.Go(func() {
+			for range deletes / keys {
+				version := source[k].Add(1)
+				if _, err := c.Delete(ctx, fmt.Sprint("key", k)); err != nil {
+					t.Error(err)
+				}
+				deleted[k].Store(version)
+				read(k)
+			}
+		})
+	}
+	writing.Wait()
+	close(done)
+	reading.Wait()
+	if n := stale.Load(); n > 0 {
+		t.Errorf("%d callers got what was there before the last of %d deletes", n, deletes)
+	}
 }
 
 func testLoadersContext(s *suite, t *testing.T) {

@@ -23,6 +23,9 @@ var txTests = []test{
 	{name: "NothingIsRetriedInATransaction", run: testTxNoRetry, lone: true},
 	{name: "ASerializationFailureIsRetried", run: testSerializationFailure, lone: true},
 	{name: "ADeadlockIsRetried", run: testDeadlock, lone: true},
+	{name: "AnEndedContextSpoilsNothingInATransaction", run: testTxEndedContext},
+	{name: "ATransactionMayBeOfAnotherPool", run: testTxOfAnotherPool},
+	{name: "WithoutATransactionEveryOperationIsAnError", run: testTxNil},
 	{name: "RetriesEnd", run: testRetriesEnd, lone: true},
 	{name: "RetriesEndWithTheContext", run: testRetriesEndWithContext, lone: true},
 }
@@ -325,4 +328,59 @@ func testRetriesEndWithContext(s *suite, t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func testTxEndedContext(s *suite, t *testing.T) {
+	c := s.cache(t)
+	mustSet(t, c, "k", "v", 0)
+	wantHit(t, c, "k", "v") // both statements are prepared now
+	tx, in := begin(t, c)
+	ended, cancel := context.WithCancel(bounded(t))
+	cancel()
+	if _, err := in.Get(ended, "k", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("get: got %v, want %v", err, context.Canceled)
+	}
+	if err := in.Set(ended, "k", "v", 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("set: got %v, want %v", err, context.Canceled)
+	}
+	wantHit(t, in, "k", "v")
+	mustSet(t, in, "k", "new", 0)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	wantHit(t, c, "k", "new")
+}
+
+func testTxOfAnotherPool(s *suite, t *testing.T) {
+	dsn, _ := s.role(t)
+	c, other := s.open(t, dsn), s.open(t, dsn)
+	for _, state := range []string{"cold", "prepared"} {
+		tx, err := other.DB().BeginTx(bounded(t), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustSet(t, c.WithTx(tx), "k", state, 0)
+		wantHit(t, c.WithTx(tx), "k", state)
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		wantHit(t, c, "k", state)
+		mustSet(t, c, "k", "between", 0)
+	}
+}
+
+func testTxNil(s *suite, t *testing.T) {
+	c := s.cache(t)
+	in := c.WithTx(nil)
+	if err := in.Set(bounded(t), "k", "v", 0); err == nil {
+		t.Error("set: got no error")
+	}
+	if _, err := in.Get(bounded(t), "k", nil); err == nil {
+		t.Error("get: got no error")
+	}
+	if err := in.Close(); err != nil {
+		t.Error(err)
+	}
+	wantMiss(t, c, "k")
+	mustSet(t, c, "k", "v", 0)
 }

@@ -1,0 +1,235 @@
+package fastpgcache
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"maps"
+	"slices"
+	"time"
+)
+
+// leaseFor is how long a process that loads a key has it to itself without
+// renewing its lease. acquireSQL has it, too.
+const leaseFor = 10 * time.Second
+
+// lease is the right to load some keys, of one process among all. It is rows in the
+// database: whoever deletes an entry deletes its lease, so that what is being loaded
+// is not stored behind his back.
+type lease struct {
+	cache  *Cache
+	holder string
+	keys   map[string]bool // that have to be given back; false: the database did not say whether there is a lease
+}
+
+func (c *Cache) newLease() *lease {
+	return &lease{cache: c, holder: rand.Text(), keys: make(map[string]bool)}
+}
+
+func (l *lease) sorted() textArray { return slices.Sorted(maps.Keys(l.keys)) }
+
+// An absence that is remembered is an entry that expired for ever ago, with the end of
+// the absence as its value, in seconds since 1970: so every write replaces it, and
+// nothing but a look sees it.
+const absentSQL = `
+  (expires_at = '-infinity'::timestamptz AND CASE WHEN value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+    THEN value::numeric > extract(epoch FROM statement_timestamp()) END) IS TRUE`
+
+// No lease is given where an absence is remembered.
+const acquireSQL = `
+INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
+SELECT {user}, k.key, $2, statement_timestamp() + $3::float8 * interval '1 microsecond', txid_current()
+FROM unnest($1::text[]) k(key)
+WHERE (SELECT` + absentSQL + `
+  FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) IS NOT TRUE
+ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, xid = excluded.xid
+WHERE l.expires_at <= clock_timestamp() OR l.expires_at > clock_timestamp() + interval '10 seconds'
+RETURNING key`
+
+// acquire takes the leases of those of keys that nobody else loads and of whose
+// absence nobody knows. A lease that ends later than any can has been given before the
+// server's clock was set back, and is over.
+func (l *lease) acquire(ctx context.Context, keys []string) error {
+	c := l.cache
+	sorted := textArray(slices.Sorted(slices.Values(keys)))
+	held, err := query(ctx, c, c.loads.acquire, c.args(sorted, l.holder, c.loads.leaseFor.Microseconds()),
+		func(rows *sql.Rows) (key string, err error) { return key, rows.Scan(&key) })
+	if err != nil {
+		for _, key := range keys {
+			l.keys[key] = false
+		}
+		return err
+	}
+	for _, key := range held {
+		l.keys[key] = true
+	}
+	return nil
+}
+
+const renewSQL = `
+WITH locked AS MATERIALIZED (
+  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
+    SELECT key FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l)
+UPDATE {schema}.cache_lease SET expires_at = statement_timestamp() + $3::float8 * interval '1 microsecond'
+WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2`
+
+// keep renews the lease in the background until stop is called, ctx ends, or all of
+// the lease is lost.
+func (l *lease) keep(ctx context.Context) (stop context.CancelFunc) {
+	ctx, stop = context.WithCancel(ctx)
+	keys := l.sorted()
+	l.cache.run(func() { l.renew(ctx, keys) })
+	return stop
+}
+
+func (l *lease) renew(ctx context.Context, keys textArray) {
+	c := l.cache
+	for sleep(ctx, c.loads.leaseFor/3) {
+		n, err := c.exec(ctx, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
+		if err != nil && ctx.Err() == nil {
+			c.report("get or set", err)
+		}
+		if err == nil && n == 0 {
+			return
+		}
+	}
+}
+
+// Leases are locked in the order of the array, which is that of their keys, by every
+// statement that locks several: so no two wait for each other. The DELETE looks for
+// them by key, since it would not see a row that was renewed since it began by ctid.
+const releaseSQL = `
+WITH locked AS MATERIALIZED (
+  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
+    SELECT key FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l)
+DELETE FROM {schema}.cache_lease
+WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2`
+
+// release gives the lease back, and reports whether all of it was still there, so that
+// nothing was deleted since acquire. It does so also while the cache closes, or other
+// processes would wait until the lease runs out, as they do if this fails.
+func (l *lease) release(ctx context.Context) (intact bool) {
+	if len(l.keys) == 0 {
+		return true
+	}
+	c := l.cache
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+	defer cancel()
+	keys := l.sorted()
+	clear(l.keys)
+	result, err := c.db.ExecContext(ctx, c.loads.release.text, c.args(keys, l.holder)...)
+	if err != nil {
+		return false
+	}
+	n, err := result.RowsAffected()
+	return err == nil && n == int64(len(keys))
+}
+
+const lookSQL = `
+SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires, c.version, c.absent
+FROM unnest($1::text[]) k(key), LATERAL (
+  SELECT key, value, value_bytes, coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires,
+    xmin::text AS version,` + absentSQL + ` AS absent
+  FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) c`
+
+// row is an entry as a look sees it: found if it is live.
+type row struct {
+	key string
+	lookup
+	version string // which every write changes
+	absent  bool   // it is the memory of an absence
+}
+
+// look returns what the table has of keys, live or expired.
+func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error) {
+	rows, err := query(ctx, c, c.loads.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
+		var value, valueBytes any
+		err = rows.Scan(&r.key, &value, &valueBytes, &r.now, &r.expires, &r.version, &r.absent)
+		r.value, _ = fromColumns(value, valueBytes)
+		r.found = r.expires > r.now
+		return r, err
+	})
+	byKey := make(map[string]row, len(rows))
+	for _, r := range rows {
+		byKey[r.key] = r
+	}
+	return byKey, err
+}
+
+// The version of an entry that has changed since the look is none of those that the
+// look saw: what wrote it had not committed by then. Of a negative TTL is an absence.
+const storeSQL = `
+WITH locked AS MATERIALIZED (
+  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
+    SELECT key FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l),
+lease AS (
+  DELETE FROM {schema}.cache_lease
+  WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2 RETURNING key),
+stored AS (
+  INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at, mark)
+  SELECT {user}, e.key,
+    CASE WHEN e.ttl < 0 THEN (date_part('epoch'::text, statement_timestamp()) - e.ttl::float8 / '1000000'::float8)::text
+      ELSE e.value END,
+    e.value_bytes,
+    CASE WHEN e.ttl < 0 THEN '-infinity'::timestamptz
+      ELSE statement_timestamp() + e.ttl::float8 * interval '1 microsecond' END,
+    txid_current()
+  FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bigint[]) e(key, value, value_bytes, ttl)
+  WHERE (e.key IN (SELECT key FROM lease)) IS TRUE
+  ON CONFLICT (user_id, key) DO UPDATE
+  SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark
+  WHERE c.xmin::text = ANY ($7::text[])
+  RETURNING key),
+fed AS (
+  INSERT INTO {schema}.cache_change (user_id, keys)
+  SELECT {user}, array_agg(key) FROM stored HAVING count(*) > 0)
+SELECT lease.key, stored.key IS NOT NULL, txid_current(), date_part('epoch'::text, statement_timestamp())
+FROM lease LEFT JOIN stored ON stored.key = lease.key`
+
+// store ends the lease, and stores those of loaded whose part of the lease was still
+// there, and which nobody has changed since seen. It returns the keys whose lease was
+// there, and true for those it stored.
+func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
+	c := l.cache
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+	defer cancel()
+	keys := textArray(slices.Sorted(maps.Keys(loaded)))
+	entries := make([]entry, len(keys))
+	versions := textArray{}
+	for i, key := range keys {
+		entries[i] = loaded[key]
+		if r, ok := seen[key]; ok {
+			versions = append(versions, r.version)
+		}
+	}
+	slices.Sort(versions)
+	versions = slices.Compact(versions)
+	w := c.write(keys...)
+	defer w.done()
+	type ended struct {
+		key    string
+		stored bool
+		at     stamp
+	}
+	rows, err := query(ctx, c, c.loads.store,
+		c.args(l.sorted(), l.holder, keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries), versions),
+		func(rows *sql.Rows) (e ended, err error) {
+			return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
+		})
+	if err != nil {
+		return nil, err
+	}
+	clear(l.keys)
+	intact := make(map[string]bool, len(rows))
+	for _, e := range rows {
+		intact[e.key] = e.stored
+		if e.stored {
+			c.stats.sets.Add(1)
+			w.stored(e.at, loaded[e.key])
+		}
+	}
+	return intact, nil
+}

@@ -1,0 +1,74 @@
+package fastpgcache
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// closeTimeout bounds how long Close waits for background work.
+const closeTimeout = 5 * time.Second
+
+// tasks is work that outlives the call that started it, until Close.
+type tasks struct {
+	ctx  context.Context // ends with Close
+	stop context.CancelFunc
+
+	mu      sync.Mutex // guards closed against running.Add
+	closed  atomic.Bool
+	running sync.WaitGroup
+}
+
+func newTasks() *tasks {
+	t := &tasks{}
+	t.ctx, t.stop = context.WithCancel(context.Background())
+	return t
+}
+
+// run runs f on a goroutine that close waits for. Once closed, it runs f at once: then
+// ctx has ended, and every statement fails.
+func (t *tasks) run(f func()) {
+	t.mu.Lock()
+	if t.closed.Load() {
+		t.mu.Unlock()
+		f()
+		return
+	}
+	t.running.Add(1)
+	t.mu.Unlock()
+	go func() {
+		defer t.running.Done()
+		f()
+	}()
+}
+
+// ended reports whether close was called.
+func (t *tasks) ended() bool { return t.closed.Load() }
+
+// close ends ctx. It reports false where it was called before.
+func (t *tasks) close() (first bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first = !t.closed.Swap(true)
+	t.stop()
+	return first
+}
+
+// wait waits until all work has ended, for closeTimeout at most.
+func (t *tasks) wait() error {
+	ended := make(chan struct{})
+	go func() {
+		t.running.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-timer.C:
+		return errors.New("background work, such as a load, goes on: it did not end within " + closeTimeout.String())
+	}
+}
