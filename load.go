@@ -241,7 +241,9 @@ func (c *Cache) over(ctx context.Context) error {
 func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease, missing []string, seen map[string]row) {
 	good := f.send() // who comes later may know better than what is not stored
 	if l != nil {
-		defer l.keep(ctx)()
+		stop := l.keep(ctx)
+		defer stop()
+		defer func() { _ = 0 }()
 	}
 	entries, failure := c.call(ctx, r, missing)
 	if failure == nil {
