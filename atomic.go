@@ -126,7 +126,8 @@ const takeSQL = `/*fastpgcache*/
 WITH lease AS (DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key = $1 RETURNING key),
 taken AS (
   DELETE FROM {schema}.cache
-  WHERE user_id = {user} AND key = $1 AND (SELECT true FROM lease) IS NOT FALSE
+  WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
+    AND (SELECT true FROM lease) IS NOT FALSE
   RETURNING key, value, value_bytes, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRAY[key] FROM taken WHERE live)
 SELECT value, value_bytes FROM taken WHERE live`

@@ -15,7 +15,7 @@ import (
 // expired puts an entry under key that has just expired.
 func expired(t *testing.T, c *Cache, key string, value any) {
 	t.Helper()
-	if err := c.Set(t.Context(), key, value, time.Microsecond); err != nil {
+	if err := c.Set(t.Context(), key, value, time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the entry expires", func() bool {

@@ -74,6 +74,10 @@ func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
 	scan func(rows *sql.Rows, f *found, value, valueBytes *any) error) ([]lookup, error) {
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
+	var tickets []ticket
+	if s == c.batches.aged {
+		tickets = c.tickets(unique...)
+	}
 	var value, valueBytes any
 	hits, err := query(ctx, c, s, c.args(textArray(unique)), func(rows *sql.Rows) (f found, err error) {
 		err = scan(rows, &f, &value, &valueBytes)
@@ -87,6 +91,11 @@ func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
 	results := make([]lookup, len(keys))
 	for _, hit := range hits {
 		results[first[hit.key]] = hit.lookup
+	}
+	for i, t := range tickets {
+		if hit := results[first[unique[i]]]; hit.found {
+			c.keep(unique[i], t, hit)
+		}
 	}
 	if len(unique) < len(keys) {
 		for i, key := range keys {
@@ -179,7 +188,7 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 // Leases, then rows, are locked in the order of their keys, before any is deleted. A row
 // that a concurrent write has changed since the statement began is locked but not
 // deleted. It comes back as NULL, as does, see deleteSQL, a key whose lease has ended
-// since. A row that was expired comes back as false.
+// since. A remembered absence comes back as false.
 const deleteManySQL = `/*fastpgcache*/
 WITH held AS MATERIALIZED (
   SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) ORDER BY user_id, key FOR UPDATE),
@@ -188,7 +197,10 @@ lease AS (
 locked AS MATERIALIZED (
   SELECT k.key, c.tid
   FROM unnest($1::text[]) k(key), LATERAL (
-    SELECT ctid AS tid FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1 FOR UPDATE) c),
+    SELECT ctid AS tid FROM {schema}.cache
+    WHERE user_id = {user} AND key = k.key
+      AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
+    LIMIT 1 FOR UPDATE) c),
 deleted AS (
   DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
   RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
@@ -268,11 +280,19 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		return nil, err
 	}
 	values := make(map[string]Value, len(keys))
-	if c.negative != nil {
-		keys = slices.DeleteFunc(slices.Clone(keys), c.absent)
+	one, batch := c.getOne, c.getBatch
+	if c.local != nil && c.tx == nil {
+		one, batch = c.getOneAged, c.getBatchAged
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+			kept, _, says := c.recall(key)
+			if says == present {
+				values[key] = Value(kept.text)
+			}
+			return says != unknown
+		})
 	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
-		results, err := c.getBatch(ctx, chunk)
+		results, err := batch(ctx, chunk)
 		if err != nil {
 			return nil, err
 		}
@@ -280,7 +300,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 			c.stats.lookup(hit.found)
 			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
-				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
+				if hit, err = one(ctx, chunk[i]); err != nil {
 					return nil, err
 				}
 			}

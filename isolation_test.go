@@ -18,7 +18,8 @@ func (l *lab) entries(user string) string {
 	return l.text(l.admin, `SELECT concat(
 		(SELECT string_agg(concat_ws(',', c.ctid, c.xmin, c.xmax, c), ';' ORDER BY c.key) FROM cache c WHERE user_id = $1),
 		(SELECT string_agg(concat_ws(',', c.ctid, c.xmin, c.xmax, c), ';' ORDER BY c.key) FROM cache_lease c WHERE user_id = $1),
-		(SELECT concat_ws(',', ctid, xmin, e) FROM cache_epoch e))`, user)
+		(SELECT string_agg(concat_ws(',', e.ctid, e.xmin, e), ';') FROM cache_epoch e WHERE user_id = $1),
+		(SELECT string_agg(concat_ws(',', c.ctid, c.xmin, c.xmax, c), ';' ORDER BY c) FROM cache_change c WHERE user_id = $1))`, user)
 }
 
 // village is a cache of a plain administrator's, with two users and what alice,
@@ -102,8 +103,8 @@ func TestAClaimedUserGivesNoRights(t *testing.T) {
 	if _, err := v.cache(v.aliceDB, fastpgcache.Config{User: v.alice}).Get(ctx, "both", &got); err != nil || got != "alice's" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if removed, err := c.Cleanup(ctx); err != nil || removed != 1 {
-		t.Errorf("Cleanup of everyone's: %d, %v", removed, err)
+	if removed, err := c.Cleanup(ctx); err != nil || removed != 0 {
+		t.Errorf("Cleanup of another's: %d, %v", removed, err)
 	}
 }
 
@@ -128,13 +129,14 @@ func TestNoStatementReachesOthersEntries(t *testing.T) {
 		`INSERT INTO cache (user_id, key, value) VALUES (` + a + `, 'no', 'x') ON CONFLICT DO NOTHING`:                                 rowSecurity,
 		`INSERT INTO cache (user_id, key, value) VALUES (` + a + `, 'text', 'x') ON CONFLICT (user_id, key) DO UPDATE SET value = 'x'`: rowSecurity,
 		`INSERT INTO cache (user_id, key, value) VALUES (NULL, 'text', 'x')`:                                                           rowSecurity,
-		`INSERT INTO cache (key, value, created_xid) VALUES ('x', 'x', 1)`:                                                             denied,
+		`INSERT INTO cache (user_id, key, value, mark) VALUES (` + a + `, 'x', 'x', 1)`:                                                rowSecurity,
 		`INSERT INTO cache (key, value, created_at) VALUES ('x', 'x', now())`:                                                          denied,
 		`UPDATE cache SET value = 'x' WHERE user_id = ` + a:                                                                            "",
 		`UPDATE cache SET value = 'x' WHERE key <> 'mine'`:                                                                             "",
 		`UPDATE cache SET user_id = ` + a + ` WHERE key = 'mine'`:                                                                      denied,
 		`UPDATE cache SET key = 'text' WHERE key = 'mine'`:                                                                             denied,
-		`UPDATE cache SET created_xid = 1`:                                                                                             denied,
+		`UPDATE cache SET mark = 1 WHERE user_id = ` + a:                                                                               "",
+		`UPDATE cache SET user_id = user_id`:                                                                                           denied,
 		`UPDATE cache SET created_at = now()`:                                                                                          denied,
 		`DELETE FROM cache WHERE user_id = ` + a:                                                                                       "",
 		`DELETE FROM cache WHERE key <> 'mine' RETURNING *`:                                                                            "",
@@ -159,9 +161,9 @@ func TestNoStatementReachesOthersEntries(t *testing.T) {
 		`CREATE TRIGGER t BEFORE INSERT ON cache FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()`:                   denied,
 		`CREATE UNLOGGED TABLE workshop.ref (u text, k text, FOREIGN KEY (u, k) REFERENCES cache)`:                                     denied,
 		`CREATE TABLE workshop.kid () INHERITS (cache)`:                                                                                denied,
-		`CREATE FUNCTION workshop.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'; ALTER FUNCTION cache_stamp() OWNER TO ` + v.mallory: denied,
-		`CREATE OR REPLACE FUNCTION cache_cleanup() RETURNS integer LANGUAGE sql AS 'SELECT 1'`:                                            denied,
-		`SELECT cache_stamp()`:                      denied,
+		`CREATE FUNCTION workshop.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'; ALTER FUNCTION cache_changed() OWNER TO ` + v.mallory: denied,
+		`CREATE OR REPLACE FUNCTION cache_cleanup() RETURNS integer LANGUAGE sql AS 'SELECT 1'`:                                              denied,
+		`SELECT cache_changed()`:                    denied,
 		`SET row_security = off; SELECT FROM cache`: denied,
 		`SET ROLE ` + v.owner:                       denied,
 		`SET SESSION AUTHORIZATION ` + v.alice:      denied,
@@ -172,12 +174,28 @@ func TestNoStatementReachesOthersEntries(t *testing.T) {
 		`UPDATE cache_lease SET user_id = 'x'`:                                           denied,
 		`DELETE FROM cache_lease`:                                                        "",
 		`UPDATE cache_epoch SET id = gen_random_uuid()`:                                  denied,
-		`UPDATE cache_epoch SET cleaned_at = 'infinity'`:                                 denied,
+		`UPDATE cache_epoch SET walked_at = 'infinity' WHERE user_id = ` + a:             "",
+		`UPDATE cache_epoch SET low = 1, trimmed = NULL WHERE user_id <> current_user`:   "",
 		`DELETE FROM cache_epoch`:                                                        denied,
-		`INSERT INTO cache_epoch (only_row, id) VALUES (true, gen_random_uuid())`:        denied,
-		`INSERT INTO cache_epoch (only_row) VALUES (true) ON CONFLICT DO NOTHING`:        "",
-		`INSERT INTO cache_epoch (only_row) VALUES (false)`:                              "23514",
-		`SELECT FROM cache_epoch FOR UPDATE`:                                             denied, // or it could stop the shared cleanup
+		`INSERT INTO cache_epoch (id) VALUES (gen_random_uuid())`:                        denied,
+		`INSERT INTO cache_epoch (user_id) VALUES (` + a + `)`:                           rowSecurity,
+		`INSERT INTO cache_epoch (user_id) VALUES (` + a + `) ON CONFLICT DO NOTHING`:    rowSecurity,
+		`SELECT FROM cache_epoch WHERE user_id <> current_user FOR UPDATE`:               "", // or it could stop another's cleanup
+		`SELECT FROM cache_change WHERE user_id <> current_user`:                         "",
+		`INSERT INTO cache_change (user_id, keys) VALUES (` + a + `, '{text}')`:          rowSecurity,
+		`INSERT INTO cache_change (xid) VALUES (1)`:                                      denied,
+		`UPDATE cache_change SET keys = NULL WHERE user_id = ` + a:                       "",
+		`UPDATE cache_change SET xid = 1`:                                                denied,
+		`DELETE FROM cache_change WHERE user_id <> current_user`:                         "",
+		`TRUNCATE cache_change`:                                                          denied,
+		`INSERT INTO cache_limit VALUES ('', 1)`:                                         denied,
+		`UPDATE cache_limit SET max_bytes = 1`:                                           denied,
+		`DELETE FROM cache_limit`:                                                        denied,
+		`SELECT FROM cache_limit FOR SHARE`:                                              denied,
+		`LOCK TABLE cache_limit IN ROW SHARE MODE`:                                       denied, // or it could stop set-ups
+		`LOCK TABLE cache_limit IN SHARE UPDATE EXCLUSIVE MODE`:                          denied,
+		`SELECT FROM cache_trim(` + a + `, 10)`:                                          rowSecurity,
+		`SELECT FROM cache_begin(` + a + `)`:                                             rowSecurity,
 		`SELECT FROM cache_set(` + a + `, 'text', 'x')`:                                  rowSecurity,
 		`SELECT FROM cache_set(NULL, 'text', 'x')`:                                       rowSecurity,
 		`SELECT cache_get FROM cache_get(` + a + `, 'text') WHERE cache_get IS NOT NULL`: "",
@@ -234,7 +252,7 @@ func TestNoStatementReachesOthersEntries(t *testing.T) {
 func TestAConfinedRoleCannotPassOnItsRights(t *testing.T) {
 	v := newVillage(t)
 	before := v.catalog("public")
-	v.malloryDB.Exec(`GRANT ALL ON cache, cache_lease, cache_epoch TO PUBLIC`)
+	v.malloryDB.Exec(`GRANT ALL ON cache, cache_lease, cache_epoch, cache_change, cache_limit TO PUBLIC`)
 	v.malloryDB.Exec(`GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC`)
 	if after := v.catalog("public"); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
@@ -319,7 +337,7 @@ func TestServiceAndOwnerServeManyLabels(t *testing.T) {
 		l.want(db, int64(0), `SELECT count(*) FROM cache`)
 	}
 	// A service does not own the cache.
-	for _, statement := range []string{`TRUNCATE cache`, `UPDATE cache SET user_id = 'x'`, `INSERT INTO cache (user_id, key, value, created_xid) VALUES ('x', 'x', 'x', 1)`} {
+	for _, statement := range []string{`TRUNCATE cache`, `UPDATE cache SET user_id = 'x'`, `INSERT INTO cache_limit VALUES ('x', 1)`} {
 		if _, err := serviceDB.Exec(statement); sqlState(err) != "42501" {
 			t.Errorf("%s: %v", statement, err)
 		}

@@ -85,9 +85,9 @@ func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64
 		return err
 	}
 	for {
-		v, found, err := c.get(ctx, key)
-		hit := found && decodes(v, dest)
-		if err == nil {
+		got, err := c.find(ctx, key)
+		hit := got.found && decodes(got.value, dest)
+		if err == nil && !got.kept {
 			c.stats.lookup(hit)
 		}
 		switch {

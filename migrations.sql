@@ -29,11 +29,15 @@ DO $setup$
 DECLARE
   path       constant pg_catalog.text := pg_catalog.current_setting('search_path');
   timeout    constant pg_catalog.text := pg_catalog.current_setting('lock_timeout');
+  quoted     constant pg_catalog.text := pg_catalog.current_setting('quote_all_identifiers');
   target     pg_catalog.text := pg_catalog.current_schema();
   space      pg_catalog.oid;    -- of the schema
+  me         pg_catalog.oid;    -- whose rights everything here has
   force      boolean;
   max_bytes  bigint;            -- NULL: as it is
+  limit_was  bigint;
   first      boolean;           -- whether this is no cache yet
+  there      pg_catalog.text[]; -- names of the functions that were there
   own        pg_catalog.oid[];  -- who may use it, confined; 0 is PUBLIC
   own_was    pg_catalog.oid[];
   whole      pg_catalog.oid[];  -- who may act for any user
@@ -64,6 +68,7 @@ BEGIN
   -- operators there that fit a call better than PostgreSQL's own: nothing here, and
   -- nothing in the functions below, is looked up but in pg_catalog.
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  PERFORM set_config('quote_all_identifiers', 'off', true);  -- what is printed is compared below
 
   target    := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
   force     := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
@@ -89,60 +94,137 @@ BEGIN
   END IF;
   space := quote_ident(target)::regnamespace;
 
-  -- Concurrent set-ups go one after the other. cache_limit is what they wait for:
-  -- confined logins may only read it, so that none can hold this lock.
-  IF timeout = '0' THEN
-    PERFORM set_config('lock_timeout', '10s', true);
-  END IF;
-  IF to_regclass(format('%I.cache_limit', target)) IS NULL THEN
-    EXECUTE format($$
-      CREATE TABLE %1$I.cache_limit (
-        user_id   text COLLATE "C" PRIMARY KEY,  -- empty: everybody who has no row of their own
-        max_bytes bigint NOT NULL CONSTRAINT cache_limit_positive CHECK (max_bytes > 0)
-      );
-      COMMENT ON TABLE %1$I.cache_limit IS 'fastpgcache limit' $$, target);
-  ELSIF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(format('%I.cache_limit', target)) AND relkind = 'r'
-                AND pg_has_role(relowner, 'MEMBER')) THEN
-    EXECUTE format('LOCK TABLE %I.cache_limit IN SHARE UPDATE EXCLUSIVE MODE', target);
-  END IF;
-  -- From here on a lock of ours may hold up users of the cache: better give up soon,
-  -- and be run again.
-  IF timeout = '0' THEN
-    PERFORM set_config('lock_timeout', '1s', true);
-  END IF;
+  -- Who owns the schema, or something in it, can put something else in its place, and
+  -- have it run with the rights of whoever comes to set up or to clean up. So each
+  -- owner must have those rights already. Then concurrent set-ups go one after the
+  -- other: cache_limit is what they wait for, which confined logins may only read, so
+  -- that none can hold this lock. What was looked at before is looked at again.
+  me := (SELECT oid FROM pg_roles WHERE rolname = current_user);
+  FOREACH name IN ARRAY ARRAY['before', 'behind the lock'] LOOP
+    FOR item IN
+      SELECT format('schema %I', target) AS object, CASE WHEN n.nspowner::regrole::text = 'pg_database_owner'
+        THEN (SELECT datdba FROM pg_database WHERE datname = current_database()) ELSE n.nspowner END AS owner, false AS altered
+      FROM pg_namespace n WHERE n.oid = space
+      UNION ALL
+      SELECT format('table %I.%I', target, c.relname), c.relowner, true
+      FROM pg_class c WHERE c.relnamespace = space AND c.relname = ANY (tables)
+      UNION ALL
+      SELECT 'function ' || p.oid::regprocedure, p.proowner, true
+      FROM unnest(functions) f
+      JOIN pg_proc p ON p.oid = to_regprocedure(format('%I.%s', target, regexp_replace(f, 'p_[a-z_]+ |, OUT [^)]*|[^)]*$', '', 'g')))
+    LOOP
+      IF NOT pg_has_role(item.owner, me, 'MEMBER') OR item.altered AND NOT pg_has_role(me, item.owner, 'MEMBER') THEN
+        RAISE EXCEPTION '% belongs to role %: set up as that role, or in a schema of your own', item.object, item.owner::regrole
+          USING ERRCODE = 'FPG02';
+      END IF;
+    END LOOP;
+    EXIT WHEN name <> 'before';
 
-  -- What bears our names must be ours, and its owner to be trusted with it: the
-  -- owner is not confined. That is a role whose rights the installer has. A
-  -- superuser has everyone's, and trusts only itself and those who have the rights
-  -- of the schema's owner, since any role may have put a table in public.
+    IF timeout = '0' THEN
+      PERFORM set_config('lock_timeout', '10s', true);
+    END IF;
+    IF to_regclass(format('%I.cache_limit', target)) IS NULL THEN
+      EXECUTE format($$
+        CREATE TABLE %1$I.cache_limit (
+          user_id   text COLLATE "C" PRIMARY KEY,  -- empty: everybody who has no row of their own
+          max_bytes bigint NOT NULL CONSTRAINT cache_limit_positive CHECK (max_bytes > 0)
+        );
+        COMMENT ON TABLE %1$I.cache_limit IS 'fastpgcache limit' $$, target);
+    ELSIF EXISTS (SELECT FROM pg_class WHERE relnamespace = space AND relname = 'cache_limit' AND relkind = 'r') THEN
+      EXECUTE format('LOCK TABLE %I.cache_limit IN SHARE UPDATE EXCLUSIVE MODE', target);
+    END IF;
+    -- From here on a lock of ours may hold up users of the cache: better give up soon,
+    -- and be run again.
+    IF timeout = '0' THEN
+      PERFORM set_config('lock_timeout', '300ms', true);
+    END IF;
+  END LOOP;
+
+  -- What bears our names must be exactly ours, or the Python library's, to the last
+  -- index: whatever else was attached to it would run with our rights. Types,
+  -- functions and operators that are not PostgreSQL's own are printed with their schema.
   FOR item IN
-    SELECT format('table %I.%I', target, c.relname) AS object, c.relowner AS owner,
-           c.relkind = 'r' AND (obj_description(c.oid, 'pg_class') LIKE 'fastpgcache %'
-             OR (c.relname, ARRAY(
-                 SELECT concat(a.attname, ' ', t.typname) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname))
-               IN (('cache', '{created_at timestamptz,expires_at timestamptz,key text,mark int8,user_id text,value text,value_bytes bytea}'),
-                   ('cache', '{accessed_at timestamptz,created_at timestamptz,expires_at timestamptz,key text,user_id text,value text}'),
-                   ('cache_change', '{keys _text,user_id text,xid int8}'),
-                   ('cache_epoch', '{id uuid,low int8,snapshots _txid_snapshot,taken _timestamptz,trimmed txid_snapshot,user_id text,waiting _int8,walk_position text,walked_at timestamptz}'),
-                   ('cache_lease', '{expires_at timestamptz,holder text,key text,user_id text,xid int8}'),
-                   ('cache_limit', '{max_bytes int8,user_id text}'))) AS ours
-    FROM pg_class c WHERE c.relnamespace = space AND c.relname = ANY (tables)
-    UNION ALL
-    SELECT 'function ' || p.oid::regprocedure, p.proowner,
-           format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions)
+    WITH relation AS (
+      SELECT c.*, format('%I.%I', target, c.relname) AS name FROM pg_class c WHERE c.relnamespace = space AND c.relname = ANY (tables)),
+    line AS (
+      SELECT r.oid, concat(CASE WHEN r.relkind = 'r' THEN 'table' ELSE concat('relation of kind ', r.relkind) END,
+        CASE WHEN r.relispartition OR r.reloftype <> 0 THEN ' of another' END) AS text FROM relation r
+      UNION ALL
+      SELECT r.oid, concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod),
+          CASE WHEN a.attcollation NOT IN (0, 'pg_catalog."default"'::regcollation) THEN ' COLLATE ' || a.attcollation::regcollation END,
+          CASE WHEN a.attnotnull THEN ' NOT NULL' END, CASE WHEN a.attidentity <> '' THEN ' IDENTITY' END,
+          CASE WHEN a.attgenerated <> '' THEN ' GENERATED' END, ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid))
+      FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+      UNION ALL
+      SELECT r.oid, replace(pg_get_constraintdef(c.oid), ' NOT VALID', '')
+      FROM relation r JOIN pg_constraint c ON c.conrelid = r.oid WHERE c.contype NOT IN ('n', 't')
+      UNION ALL
+      SELECT r.oid, replace(pg_get_indexdef(i.indexrelid), format(' INDEX %I ON %s USING ', c.relname, r.oid::regclass), ' INDEX ')
+      FROM relation r JOIN pg_index i ON i.indrelid = r.oid JOIN pg_class c ON c.oid = i.indexrelid
+      UNION ALL
+      SELECT r.oid, 'trigger ' || t.tgname FROM relation r JOIN pg_trigger t ON t.tgrelid = r.oid AND NOT t.tgisinternal
+      UNION ALL
+      SELECT r.oid, 'foreign key ' || c.conname FROM relation r JOIN pg_constraint c ON c.confrelid = r.oid
+      UNION ALL
+      SELECT r.oid, 'rule ' || w.rulename FROM relation r JOIN pg_rewrite w ON w.ev_class = r.oid
+      UNION ALL
+      SELECT r.oid, 'policy ' || p.polname FROM relation r JOIN pg_policy p ON p.polrelid = r.oid
+      UNION ALL
+      SELECT r.oid, 'statistics ' || s.stxname FROM relation r JOIN pg_statistic_ext s ON s.stxrelid = r.oid
+      UNION ALL
+      SELECT r.oid, 'row-level security' FROM relation r WHERE r.relrowsecurity
+      UNION ALL
+      SELECT r.oid, 'forced row-level security' FROM relation r WHERE r.relforcerowsecurity
+      UNION ALL
+      SELECT r.oid, 'inheritance' FROM relation r JOIN pg_inherits h ON r.oid IN (h.inhparent, h.inhrelid)),
+    known(relname, lines, others) AS (VALUES
+      ('cache', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'key text COLLATE "C" NOT NULL', 'value text', 'value_bytes bytea',
+          'expires_at timestamp with time zone', 'created_at timestamp with time zone NOT NULL DEFAULT now()', 'mark bigint',
+          'PRIMARY KEY (user_id, key)', 'CREATE UNIQUE INDEX btree (user_id, key)',
+          'CHECK (((octet_length(key) >= 1) AND (octet_length(key) <= 1024)))', 'CHECK (((value IS NULL) <> (value_bytes IS NULL)))'],
+        ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows', 'trigger cache_changed_insert', 'trigger cache_changed_update', 'trigger cache_moved', 'trigger cache_deleted']),
+      ('cache', ARRAY['table', 'user_id text NOT NULL', 'key text NOT NULL', 'value text NOT NULL',
+          'expires_at timestamp with time zone', 'created_at timestamp with time zone DEFAULT now()', 'accessed_at timestamp with time zone DEFAULT now()',
+          'PRIMARY KEY (user_id, key)', 'CREATE UNIQUE INDEX btree (user_id, key)'],
+        ARRAY['CREATE INDEX btree (expires_at) WHERE (expires_at IS NOT NULL)', 'CREATE INDEX btree (user_id)']),
+      ('cache_change', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'xid bigint NOT NULL DEFAULT txid_current()', 'keys text[]',
+          'CREATE INDEX btree (user_id, xid)',
+          'CHECK (((cardinality(keys) <= 2000) AND (octet_length(array_to_string(keys, ''''::text)) <= 2200000)))'],
+        ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
+      ('cache_epoch', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'id uuid NOT NULL DEFAULT gen_random_uuid()',
+          'trimmed txid_snapshot', 'low bigint NOT NULL DEFAULT 0', 'waiting bigint[]', 'snapshots txid_snapshot[]', 'taken timestamp with time zone[]',
+          'walk_position text', 'walked_at timestamp with time zone', 'PRIMARY KEY (user_id)', 'CREATE UNIQUE INDEX btree (user_id)'],
+        ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
+      ('cache_lease', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'key text COLLATE "C" NOT NULL', 'holder text NOT NULL',
+          'expires_at timestamp with time zone NOT NULL', 'xid bigint NOT NULL DEFAULT txid_current()',
+          'PRIMARY KEY (user_id, key)', 'CREATE UNIQUE INDEX btree (user_id, key)'],
+        ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
+      ('cache_limit', ARRAY['table', 'user_id text COLLATE "C" NOT NULL', 'max_bytes bigint NOT NULL',
+          'PRIMARY KEY (user_id)', 'CREATE UNIQUE INDEX btree (user_id)', 'CHECK ((max_bytes > 0))'], '{}'))
+    SELECT DISTINCT ON (r.name) r.name,
+      ARRAY(SELECT text FROM line WHERE line.oid = r.oid AND text <> ALL (k.lines || k.others)) AS foreign,
+      ARRAY(SELECT l FROM unnest(k.lines) l WHERE l NOT IN (SELECT text FROM line WHERE line.oid = r.oid)) AS lacks
+    FROM relation r JOIN known k ON k.relname = r.relname
+    ORDER BY r.name, cardinality(ARRAY(SELECT l FROM unnest(k.lines) l WHERE l IN (SELECT text FROM line WHERE line.oid = r.oid))) DESC
+  LOOP
+    IF item.lacks <> '{}' THEN
+      RAISE EXCEPTION 'table % exists and is not fastpgcache''s', item.name
+        USING ERRCODE = 'FPG01', DETAIL = 'It lacks: ' || array_to_string(item.lacks, '; ');
+    ELSIF item.foreign <> '{}' THEN
+      RAISE EXCEPTION 'table % exists and is not as fastpgcache makes it: %', item.name, array_to_string(item.foreign, '; ') USING ERRCODE = 'FPG01';
+    END IF;
+  END LOOP;
+  FOR item IN
+    SELECT p.oid::regprocedure AS name, p.proname, p.prokind = 'f'
+      AND format('%s(%s) %s', p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) = ANY (functions) AS ours
     FROM unnest(functions) f
     JOIN pg_proc p ON p.oid = to_regprocedure(format('%I.%s', target, regexp_replace(f, 'p_[a-z_]+ |, OUT [^)]*|[^)]*$', '', 'g')))
   LOOP
-    IF NOT coalesce(item.ours, false) THEN
-      RAISE EXCEPTION '% exists and is not fastpgcache''s', item.object USING ERRCODE = 'FPG01';
+    IF NOT item.ours THEN
+      RAISE EXCEPTION 'function % exists and is not fastpgcache''s', item.name USING ERRCODE = 'FPG01';
     END IF;
-    IF NOT (SELECT pg_has_role(item.owner, 'MEMBER')
-                   AND (NOT r.rolsuper OR r.oid = item.owner OR pg_has_role(item.owner, n.nspowner, 'MEMBER'))
-            FROM pg_roles r, pg_namespace n WHERE r.rolname = current_user AND n.nspname = target) THEN
-      RAISE EXCEPTION '% belongs to role %', item.object, item.owner::regrole USING ERRCODE = 'FPG02',
-        HINT = 'Set up as that role if it is the cache''s administrator; otherwise drop the object or change its owner.';
-    END IF;
+    there := there || item.proname::text;
   END LOOP;
 
   cache := to_regclass(format('%I.cache', target));
@@ -169,12 +251,18 @@ BEGIN
       USING ERRCODE = 'invalid_parameter_value';
   END IF;
 
-  IF force THEN
-    FOREACH name IN ARRAY shared LOOP
-      EXECUTE format('DROP TABLE IF EXISTS %I.%I', target, name);
-    END LOOP;
+  -- A view, or somebody's temporary table with a column of the table's type, would keep
+  -- it from being dropped.
+  IF force AND first THEN
+    EXECUTE format('DROP TABLE IF EXISTS %I.cache', target);
     cache := NULL;
     version := 0;
+  END IF;
+  IF force THEN
+    FOR item IN SELECT string_agg(format('%I.%I', target, relname), ', ') AS list FROM pg_class
+                WHERE relnamespace = space AND relname = ANY (shared) HAVING count(*) > 0 LOOP
+      EXECUTE 'TRUNCATE ' || item.list;
+    END LOOP;
   END IF;
 
   -- The entries. No index holds a column that a Set on an existing key changes,
@@ -195,16 +283,9 @@ BEGIN
       ) $$, target);
     cache := format('%I.cache', target);
   ELSIF first THEN
-    -- The Python library's. What others attached to it would run with our rights.
+    -- The Python library's.
     EXECUTE format('LOCK TABLE %s', cache);
-    IF EXISTS (SELECT FROM pg_class WHERE oid = cache
-               AND (relhastriggers OR relhasrules OR relchecks > 0 OR relrowsecurity OR relispartition OR relhassubclass))
-       OR NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = cache AND i.indisprimary
-                      AND pg_get_indexdef(i.indexrelid) LIKE '%(user_id, key)') THEN
-      RAISE EXCEPTION 'table % is not as the Python library makes it', cache USING ERRCODE = 'FPG01';
-    END IF;
-    FOR item IN SELECT i.indexrelid::regclass AS index FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-                WHERE i.indrelid = cache AND c.relname IN ('idx_cache_expires_at', 'idx_cache_user_id') LOOP
+    FOR item IN SELECT indexrelid::regclass AS index FROM pg_index WHERE indrelid = cache AND NOT indisprimary LOOP
       EXECUTE format('DROP INDEX %s', item.index);
     END LOOP;
     EXECUTE format('SELECT EXISTS (SELECT FROM %1$s WHERE created_at IS NULL) AS undated,
@@ -352,7 +433,7 @@ BEGIN
       upto    bigint;
       rows    tid[];
       present txid_snapshot := txid_current_snapshot();
-      moment    timestamptz := clock_timestamp();
+      moment  timestamptz := clock_timestamp();
     BEGIN
       IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = p_user_id) THEN
         PERFORM %1$I.cache_begin(p_user_id);
@@ -366,7 +447,7 @@ BEGIN
         UPDATE %1$I.cache_epoch SET trimmed = present, low = 0::bigint, waiting = NULL, snapshots = NULL, taken = NULL WHERE user_id = p_user_id;
         RETURN 0;
       END IF;
-      -- A candidate each 15 s; a moment in the future is due, as is a moment that was.
+      -- A candidate each 15 s; a time in the future is due, as is one that is past.
       IF NOT coalesce(epoch.taken[cardinality(epoch.taken)] BETWEEN moment - interval '15 s' AND moment, false) THEN
         epoch.snapshots := epoch.snapshots || present;
         epoch.taken := epoch.taken || moment;
@@ -571,24 +652,31 @@ BEGIN
     END
     $$)) f(head, body)
   LOOP
-    EXECUTE format('CREATE OR REPLACE FUNCTION %I.%s SET search_path = pg_catalog, pg_temp AS %L',
-      target, item.head, format(item.body, target, cache));
+    -- REPLACE only what was looked at above: a stranger's would stay the stranger's.
+    EXECUTE format('CREATE %s FUNCTION %I.%s SET search_path = pg_catalog, pg_temp AS %L',
+      CASE WHEN split_part(item.head, '(', 1) = ANY (there) THEN 'OR REPLACE' END, target, item.head, format(item.body, target, cache));
   END LOOP;
 
   FOR item IN
-    SELECT w.name, w.event, w.function, t.tgname FROM (VALUES
-      ('cache_changed_insert', 'AFTER INSERT ON %s FOR EACH ROW WHEN (NEW.mark IS DISTINCT FROM txid_current())', 'cache_changed'),
-      ('cache_changed_update', 'AFTER UPDATE OF value, value_bytes, expires_at ON %s FOR EACH ROW WHEN (NEW.mark IS DISTINCT FROM txid_current())', 'cache_changed'),
+    SELECT w.name, w.event, w.function, t.tgname, coalesce(pg_get_triggerdef(t.oid) = format('CREATE TRIGGER %I ' || w.event || ' EXECUTE FUNCTION %I.%I()',
+      w.name, cache, target, w.function), false) AS ours
+    FROM (VALUES
+      ('cache_changed_insert', 'AFTER INSERT ON %s FOR EACH ROW WHEN ((new.mark IS DISTINCT FROM txid_current()))', 'cache_changed'),
+      ('cache_changed_update', 'AFTER UPDATE OF value, value_bytes, expires_at ON %s FOR EACH ROW WHEN ((new.mark IS DISTINCT FROM txid_current()))', 'cache_changed'),
       ('cache_moved', 'AFTER UPDATE OF user_id, key ON %s FOR EACH ROW', 'cache_moved'),
-      ('cache_deleted', 'AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN (starts_with(current_query(), ''/*fastpgcache*/''::text) IS NOT TRUE)', 'cache_deleted')
+      ('cache_deleted', 'AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN ((starts_with(current_query(), ''/*fastpgcache*/''::text) IS NOT TRUE))', 'cache_deleted')
       ) w(name, event, function)
     LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
-    WHERE t.tgenabled IS DISTINCT FROM 'A'
   LOOP
-    IF item.tgname IS NULL THEN
+    IF item.tgname IS NOT NULL AND NOT item.ours THEN
+      EXECUTE format('DROP TRIGGER %I ON %s', item.name, cache);
+    END IF;
+    IF NOT item.ours THEN
       EXECUTE format('CREATE TRIGGER %I ' || item.event || ' EXECUTE FUNCTION %I.%I()', item.name, cache, target, item.function);
     END IF;
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
+    IF (SELECT tgenabled <> 'A' FROM pg_trigger WHERE tgrelid = cache AND tgname = item.name) THEN
+      EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', cache, item.name);
+    END IF;
   END LOOP;
 
   -- Row-level security. The policies are bare, so that they are index conditions:
@@ -659,13 +747,26 @@ BEGIN
       GRANT SELECT ON %1$I.cache_limit TO %2$s $$, target, users);
   END IF;
 
-  IF max_bytes < 0 THEN
-    EXECUTE format('DELETE FROM %I.cache_limit WHERE user_id = %L', target, '');
-  ELSIF max_bytes > 0 THEN
-    EXECUTE format('INSERT INTO %I.cache_limit AS l VALUES (%L, %s) ON CONFLICT (user_id) DO UPDATE SET max_bytes = excluded.max_bytes
-      WHERE l.max_bytes <> excluded.max_bytes', target, '', max_bytes);
+  IF max_bytes IS NOT NULL THEN
+    EXECUTE format('SELECT (SELECT max_bytes FROM %I.cache_limit WHERE user_id = %L)', target, '') INTO limit_was;
+    max_bytes := CASE WHEN max_bytes > 0 THEN max_bytes END;
+    IF max_bytes IS DISTINCT FROM limit_was THEN
+      EXECUTE format('DELETE FROM %I.cache_limit WHERE user_id = %L', target, '');
+      EXECUTE format('INSERT INTO %I.cache_limit SELECT %L, $1 WHERE $1 IS NOT NULL', target, '') USING max_bytes;
+      RAISE NOTICE 'fastpgcache: each user''s entries may take % bytes (before: %)', coalesce(max_bytes::text, 'any number of'), coalesce(limit_was::text, 'no limit');
+    END IF;
   END IF;
+  FOR item IN
+    SELECT what, ARRAY(SELECT CASE WHEN r = 0 THEN 'PUBLIC' ELSE r::regrole::text END FROM unnest(now) r) AS now,
+      ARRAY(SELECT CASE WHEN r = 0 THEN 'PUBLIC' ELSE r::regrole::text END FROM unnest(was) r) AS was
+    FROM (VALUES ('may use the cache, each login confined to its own entries', own, own_was), ('may act for any user', whole, whole_was)) v(what, now, was)
+    WHERE now <> was
+  LOOP
+    RAISE NOTICE 'fastpgcache: % % (before: %)', coalesce(nullif(array_to_string(item.now, ', '), ''), 'nobody'), item.what,
+      coalesce(nullif(array_to_string(item.was, ', '), ''), 'nobody');
+  END LOOP;
 
+  PERFORM set_config('quote_all_identifiers', quoted, true);
   PERFORM set_config('lock_timeout', timeout, true);
   PERFORM set_config('search_path', path, true);
 END $setup$;

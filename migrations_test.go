@@ -69,6 +69,7 @@ func TestThePythonLibrarysStatements(t *testing.T) {
 			t.Errorf("got %v, %v", found, err)
 		}
 	}
+	l.want(db, true, set, user, "expired", "v", -1)
 	l.want(db, int64(1), `SELECT cache_cleanup()`)
 	l.want(db, int64(0), `SELECT cache_cleanup()`)
 
@@ -92,7 +93,7 @@ func TestThePythonLibrarysStatements(t *testing.T) {
 // functions do, and none runs with the owner's rights.
 func TestTheFunctionsLookNowhereElse(t *testing.T) {
 	l := newLab(t)
-	owner, admin := l.administrator()
+	_, admin := l.administrator()
 	l.setup(admin, fastpgcache.SetupConfig{Schema: "app"})
 	l.exec(admin, `INSERT INTO app.cache (user_id, key, value, expires_at) SELECT 'u', 'k' || g, 'v', now() - interval '1 s' FROM generate_series(1, 3) g`)
 	l.exec(l.admin, `CREATE SCHEMA workshop; GRANT ALL ON SCHEMA workshop TO PUBLIC`)
@@ -108,84 +109,251 @@ func TestTheFunctionsLookNowhereElse(t *testing.T) {
 		CREATE TEMP TABLE cache (LIKE app.cache INCLUDING ALL);
 		CREATE TEMP TABLE cache_lease (LIKE app.cache_lease INCLUDING ALL);
 		CREATE TEMP TABLE cache_epoch (LIKE app.cache_epoch INCLUDING ALL);
+		CREATE TEMP TABLE cache_change (LIKE app.cache_change INCLUDING ALL);
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache_lease FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache_epoch FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
+		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache_change FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
 		SET search_path = pg_temp, workshop, pg_catalog, app`)
+	l.exec(admin, `UPDATE app.cache SET user_id = $1`, user)
 	l.want(mallory, int64(3), `SELECT app.cache_cleanup()`)
-	l.want(mallory, int64(0), `SELECT removed FROM app.cache_cleanup_blocks(0, 1, interval '0')`)
+	l.want(mallory, int64(0), `SELECT removed FROM app.cache_walk(NULL, interval '0')`)
+	l.exec(mallory, `SELECT app.cache_trim(current_user, 1)`)
+	l.exec(mallory, `INSERT INTO app.cache (key, value) VALUES ('raw', 'v'); UPDATE app.cache SET value = 'w'; DELETE FROM app.cache`)
 	l.want(mallory, true, `SELECT app.cache_set($1, 'k', 'v', 100)`, user)
 	l.want(mallory, "v", `SELECT app.cache_get($1, 'k')`, user)
 	l.want(mallory, true, `SELECT app.cache_exists($1, 'k')`, user)
 	l.want(mallory, int64(100), `SELECT app.cache_ttl($1, 'k')`, user)
-	l.want(l.admin, false, `SELECT created_xid = 1 FROM app.cache`)
+	l.want(l.admin, false, `SELECT mark = 1 FROM app.cache`)
 	l.want(mallory, true, `SELECT app.cache_delete($1, 'k')`, user)
-	l.want(l.admin, int64(0), `SELECT count(*) FROM pg_proc WHERE pronamespace = 'app'::regnamespace AND prosecdef AND proowner <> $1::text::regrole`, owner)
+	l.want(l.admin, int64(0), `SELECT count(*) FROM pg_proc WHERE pronamespace = 'app'::regnamespace AND prosecdef`)
 	l.want(l.admin, int64(0), `SELECT count(*) FROM pg_proc WHERE pronamespace = 'app'::regnamespace
-		AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}'`)
+		AND array_position(proconfig, 'search_path=pg_catalog, pg_temp') IS NULL`)
 }
 
-func TestCreatedXIDIsTheTransactionThatMadeTheKeyVisible(t *testing.T) {
+// fed returns what the feed has gained of transactions from xid on, as "user:keys".
+func (l *lab) fed(db *sql.DB, xid string) string {
+	l.Helper()
+	return l.text(db, `SELECT coalesce(string_agg(concat(user_id, ':', array_to_string(keys, ',', 'NULL')), ' ' ORDER BY user_id, keys), '')
+		FROM cache_change WHERE xid >= $1::bigint`, xid)
+}
+
+// Whoever changes what a key answers leaves it in the feed, once, in the same
+// transaction; what changes nothing leaves nothing.
+func TestOtherPeoplesSQLFeeds(t *testing.T) {
 	l := newLab(t)
 	_, admin := l.administrator()
 	user, db := l.role()
 	l.setup(admin, fastpgcache.SetupConfig{})
-	stamped := func(db *sql.DB, want bool, key string, statements ...string) {
-		t.Helper()
-		tx, err := db.Begin()
-		if err != nil {
-			t.Fatal(err)
+	merge := pgtest.Shared(t).Version() >= 150000
+	for _, step := range []struct {
+		db   *sql.DB
+		sql  string
+		want string // with u for user
+	}{
+		{db, `INSERT INTO cache (key, value) VALUES ('a', 'v'), ('b', 'v')`, "u:a u:b"},
+		{db, `INSERT INTO cache (key, value, expires_at) VALUES ('dead', 'v', now() - interval '1 h')`, "u:dead"},
+		{db, `UPDATE cache SET value = 'w' WHERE key = 'a'`, "u:a"},
+		{db, `UPDATE cache SET expires_at = now() + interval '1 h' WHERE key = 'a'`, "u:a"},
+		{db, `UPDATE cache SET value = NULL, value_bytes = 'x' WHERE key = 'b'`, "u:b"},
+		{db, `UPDATE cache SET mark = mark`, ""}, // a touch
+		{db, `INSERT INTO cache (key, value) VALUES ('a', 'x') ON CONFLICT (user_id, key) DO UPDATE SET value = 'x'`, "u:a"},
+		{db, `INSERT INTO cache (key, value) VALUES ('a', 'x') ON CONFLICT DO NOTHING`, ""},
+		{db, `DELETE FROM cache WHERE key IN ('a', 'b', 'dead', 'absent')`, "u:a,b"}, // who expired is gone already
+		{db, `SELECT cache_set(current_user, 'f', 'v', 100)`, "u:f"},
+		{db, `SELECT cache_set(current_user, 'f', 'w')`, "u:f"},
+		{db, `SELECT cache_delete(current_user, 'f')`, "u:f"},
+		{db, `SELECT cache_delete(current_user, 'f')`, ""},
+		{db, `SELECT cache_set(current_user, 'g', 'v'); UPDATE cache SET value = 'raw' WHERE key = 'g'`, "u:g"}, // the same transaction
+		{db, `/*fastpgcache*/ WITH fed AS (INSERT INTO cache_change (keys) VALUES ('{g}')) DELETE FROM cache WHERE key = 'g'`, "u:g"},
+		{db, ` /*fastpgcache*/ DELETE FROM cache`, ""}, // nothing there
+		{db, `DO $$ BEGIN INSERT INTO cache (key, value) VALUES ('h', 'v'); DELETE FROM cache; END $$`, "u:h u:h"},
+		{admin, `INSERT INTO cache (user_id, key, value) VALUES ('x', 'k', 'v'), ('y', 'k', 'v')`, "x:k y:k"},
+		{admin, `UPDATE cache SET key = 'l' WHERE user_id = 'x'`, "x:k x:l"},
+		{admin, `UPDATE cache SET user_id = 'z' WHERE user_id = 'x'`, "x:l z:l"},
+		{admin, `UPDATE cache SET user_id = 'x', value = 'w', mark = txid_current() WHERE user_id = 'z'`, "x:l z:l"},
+		{admin, `DELETE FROM cache`, "x:l y:k"},
+		{l.admin, `SET LOCAL session_replication_role = replica; INSERT INTO cache (user_id, key, value) VALUES ('r', 'k', 'v'); DELETE FROM cache`, "r:k r:k"},
+		{db, `MERGE INTO cache USING (VALUES (1)) v ON key = 'm' WHEN NOT MATCHED THEN INSERT (key, value) VALUES ('m', 'v')`, "u:m"},
+		{db, `MERGE INTO cache USING (VALUES (1)) v ON key = 'm' WHEN MATCHED THEN UPDATE SET value = 'w'`, "u:m"},
+		{db, `MERGE INTO cache USING (VALUES (1)) v ON key = 'm' WHEN MATCHED THEN DELETE`, "u:m"},
+	} {
+		if strings.HasPrefix(step.sql, "MERGE") && !merge {
+			continue
 		}
-		defer tx.Rollback()
-		for _, statement := range append(statements, `SELECT`) {
-			if _, err := tx.Exec(statement); err != nil {
-				t.Fatalf("%s: %v", statement, err)
-			}
-		}
-		var got bool
-		if err := tx.QueryRow(`SELECT created_xid = txid_current() FROM cache WHERE key = $1`, key).Scan(&got); err != nil || got != want {
-			t.Errorf("%q: got %v, %v; want %v", statements, got, err, want)
-		}
-		if err := tx.Commit(); err != nil {
-			t.Fatal(err)
+		before := l.text(l.admin, `SELECT txid_current()`)
+		l.exec(step.db, step.sql)
+		if got := strings.ReplaceAll(l.fed(l.admin, before), user, "u"); got != step.want {
+			t.Errorf("%s\n got %q\nwant %q", step.sql, got, step.want)
 		}
 	}
-	stamped(db, true, "a", `INSERT INTO cache (key, value) VALUES ('a', 'v')`)
-	stamped(db, true, "b", `SAVEPOINT s`, `SELECT cache_set('`+user+`', 'b', 'v')`, `RELEASE s`)
-	stamped(db, false, "a", `SELECT cache_set('`+user+`', 'a', 'w')`) // a refresh makes nothing visible
-	stamped(db, false, "a", `UPDATE cache SET expires_at = now() - interval '1 s' WHERE key = 'a'`)
-	stamped(db, false, "a", `SELECT cache_set('`+user+`', 'a', 'revived')`) // nor does a revival: who reads keys reads expired ones
-	stamped(db, true, "a", `DELETE FROM cache WHERE key = 'a'`, `SELECT cache_set('`+user+`', 'a', 'v')`)
-	stamped(admin, true, "c", `INSERT INTO cache (key, value, created_xid) VALUES ('c', 'v', 1)`)
-	stamped(admin, true, "d", `INSERT INTO cache (key, value, created_xid) VALUES ('d', 'v', 9223372036854775807)`)
-	stamped(admin, true, "renamed", `UPDATE cache SET key = 'renamed' WHERE key = 'd'`)
-	stamped(admin, true, "c", `UPDATE cache SET user_id = 'someone' WHERE key = 'c'`)
-	stamped(admin, true, "c", `UPDATE cache SET created_xid = 1 WHERE key = 'c'`)
-	stamped(admin, true, "c", `INSERT INTO cache (user_id, key, value) VALUES ('someone', 'c', 'v') ON CONFLICT (user_id, key) DO UPDATE SET created_xid = 7`)
-	stamped(l.admin, true, "e", `SET LOCAL session_replication_role = replica`, `INSERT INTO cache (key, value, created_xid) VALUES ('e', 'v', 1)`)
-	stamped(l.admin, true, "e", `SET LOCAL session_replication_role = replica`, `UPDATE cache SET created_xid = 5 WHERE key = 'e'`)
-	if pgtest.Shared(t).Version() >= 150000 {
-		stamped(admin, true, "f", `MERGE INTO cache USING (VALUES (1)) v ON key = 'f' WHEN NOT MATCHED THEN INSERT (key, value, created_xid) VALUES ('f', 'v', 3)`)
-		stamped(admin, true, "g", `MERGE INTO cache USING (VALUES (1)) v ON key = 'f' WHEN MATCHED THEN UPDATE SET key = 'g'`)
-	}
+
+	before := l.text(l.admin, `SELECT txid_current()`)
 	tx, err := admin.Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	stmt, err := tx.Prepare(`COPY cache (key, value, created_xid) FROM STDIN`)
+	stmt, err := tx.Prepare(`COPY cache (key, value) FROM STDIN`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]any{{"copied", "v", 1}, {}} {
+	for _, args := range [][]any{{"copied", "v"}, {}} {
 		if _, err := stmt.Exec(args...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	stmt.Close()
-	var got bool
-	if err := tx.QueryRow(`SELECT created_xid = txid_current() FROM cache WHERE key = 'copied'`).Scan(&got); err != nil || !got {
-		t.Errorf("COPY: %v, %v", got, err)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.fed(l.admin, before); !strings.HasSuffix(got, ":copied") {
+		t.Errorf("COPY: got %q", got)
+	}
+
+	// Many at once come in rows that the feed takes.
+	l.exec(db, `INSERT INTO cache (key, value) SELECT repeat('x', 1000) || g, 'v' FROM generate_series(10000, 14999) g`)
+	before = l.text(l.admin, `SELECT txid_current()`)
+	l.exec(db, `DELETE FROM cache`)
+	l.want(l.admin, "5 rows, 5000 keys", `SELECT format('%s rows, %s keys', count(*), sum(cardinality(keys))) FROM cache_change WHERE xid >= $1::bigint`, before)
+	for _, keys := range []string{`array_fill('k'::text, ARRAY[2001])`, `ARRAY[repeat('k', 2300000)]`} {
+		if _, err := db.Exec(`INSERT INTO cache_change (keys) VALUES (` + keys + `)`); sqlState(err) != "23514" {
+			t.Errorf("%s: got %v", keys, err)
+		}
+	}
+	for _, key := range []string{`''`, `repeat('k', 1025)`} {
+		if _, err := db.Exec(`INSERT INTO cache (key, value) VALUES (` + key + `, 'v')`); sqlState(err) != "23514" {
+			t.Errorf("%s: got %v", key, err)
+		}
+	}
+}
+
+// What is being loaded must not be stored behind other people's DELETE.
+func TestDeletionsEndLeases(t *testing.T) {
+	l := newLab(t)
+	_, admin := l.administrator()
+	_, db := l.role()
+	l.setup(admin, fastpgcache.SetupConfig{})
+	for _, remove := range []string{`DELETE FROM cache`, `SELECT cache_delete(current_user, 'k')`} {
+		for _, expires := range []string{"NULL", "now() - interval '1 h'"} {
+			l.exec(db, `INSERT INTO cache (key, value, expires_at) VALUES ('k', 'v', `+expires+`)`)
+			l.exec(db, `INSERT INTO cache_lease (key, holder, expires_at) VALUES ('k', 'h', now() + interval '10 s'), ('l', 'h', now() + interval '10 s')`)
+			l.exec(db, remove)
+			l.want(db, "l", `SELECT string_agg(key, ',') FROM cache_lease`)
+			l.exec(db, `DELETE FROM cache_lease`)
+		}
+	}
+}
+
+// A user's feed loses what every process has had a minute to read, and keeps the rest,
+// in whatever order transactions end.
+func TestTrimmingKeepsWhatNobodyMayHaveRead(t *testing.T) {
+	l := newLab(t)
+	_, admin := l.administrator()
+	user, db := l.role()
+	l.setup(admin, fastpgcache.SetupConfig{})
+	feed := func(want string) {
+		t.Helper()
+		l.want(l.admin, want, `SELECT coalesce(string_agg(array_to_string(keys, ','), ' ' ORDER BY keys), '') FROM cache_change WHERE user_id = $1`, user)
+	}
+	write := func(db interface {
+		Exec(string, ...any) (sql.Result, error)
+	}, key string) {
+		t.Helper()
+		if _, err := db.Exec(`INSERT INTO cache_change (user_id, keys) VALUES ($1, ARRAY[$2])`, user, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trim := func(rows int, want any) {
+		t.Helper()
+		l.want(db, want, `SELECT cache_trim(current_user, $1)`, rows)
+	}
+	later := func() { // by a minute
+		l.exec(l.admin, `UPDATE cache_epoch SET taken = ARRAY(SELECT t - interval '61 s' FROM unnest(taken) WITH ORDINALITY x(t, i) ORDER BY i)`)
+	}
+	write(db, "a")
+	write(db, "b")
+	trim(100, nil) // only now it begins to look
+	trim(100, nil)
+	write(db, "c")
+	late, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Rollback()
+	write(late, "late")
+	later()
+	trim(1, int64(1)) // in bites
+	feed("b c")
+	trim(1, int64(1))
+	trim(1, int64(0))
+	trim(1, nil)
+	feed("c")
+	later() // past the second candidate, in which c is visible and late is not
+	trim(100, int64(1))
+	feed("")
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	trim(100, nil)
+	feed("late")
+	later()
+	trim(100, int64(0)) // the candidate was taken while it was open
+	feed("late")
+	later()
+	trim(100, int64(1))
+	feed("")
+
+	// Who holds a row holds up nobody, and it goes later.
+	write(db, "held")
+	l.exec(l.admin, `UPDATE cache_epoch SET taken = NULL, snapshots = NULL`)
+	trim(100, nil)
+	later()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec(`SELECT FROM cache_change FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	trim(100, int64(0))
+	feed("held")
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	trim(100, int64(1))
+	feed("")
+
+	// A clock that was set back stops nothing.
+	write(db, "future")
+	l.exec(l.admin, `UPDATE cache_epoch SET taken = ARRAY[now() + interval '1 year'], snapshots = ARRAY[txid_current_snapshot()]`)
+	trim(100, int64(1))
+	feed("")
+
+	// Nor does an epoch of another server, whose transactions are yet to come here.
+	write(db, "restored")
+	l.exec(l.admin, `UPDATE cache_epoch SET trimmed = '90000000:90000000:', low = 90000000, snapshots = '{90000000:90000000:}', taken = ARRAY[now() - interval '1 h']`)
+	trim(100, int64(0))
+	l.want(l.admin, true, `SELECT txid_snapshot_xmax(trimmed) <= txid_snapshot_xmax(txid_current_snapshot()) FROM cache_epoch`)
+	trim(100, int64(1))
+	feed("")
+
+	// Nobody waits for an epoch that a transaction has made and not committed.
+	l.exec(l.admin, `DELETE FROM cache_epoch`)
+	first, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Rollback()
+	if _, err := first.Exec(`INSERT INTO cache_epoch (user_id) VALUES (current_user)`); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	trim(100, nil)
+	l.want(db, nil, `SELECT removed FROM cache_walk(NULL, '1 h')`)
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 
@@ -209,8 +377,7 @@ func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
 	var wg sync.WaitGroup
 	start := time.Now()
 	for range 8 {
-		_, db := l.role() // confined, and cleaning up everyone's
-		c := l.cache(db, fastpgcache.Config{})
+		c := l.cache(l.open(l.dsn), fastpgcache.Config{})
 		wg.Go(func() {
 			n, err := c.Cleanup(t.Context())
 			if err != nil {
@@ -241,7 +408,7 @@ func TestCleanupNeverRemovesAFreshEntry(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				key := fmt.Sprint("k", rand.IntN(50))
-				if err := c.Set(t.Context(), key, "old", time.Microsecond); err != nil {
+				if err := c.Set(t.Context(), key, "old", time.Millisecond); err != nil {
 					t.Error(err)
 				}
 				if err := c.Set(t.Context(), key, "fresh", time.Hour); err != nil {
@@ -305,13 +472,17 @@ func TestCleanupReadsOnlyItsRange(t *testing.T) {
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	l.fill(20_000)
-	// The very text of the function, with its variables as a plan has them.
-	body := l.text(l.admin, `SELECT prosrc FROM pg_proc WHERE oid = 'cache_cleanup_blocks'::regproc`)
-	from := strings.Index(body, "DELETE FROM public.cache\n")
-	if from < 0 {
-		t.Fatal(body)
+	body := l.text(l.admin, `SELECT prosrc FROM pg_proc WHERE oid = 'cache_walk'::regproc`)
+	// part is the very text of the function, with its variables as a plan has them.
+	part := func(from, to string) string {
+		t.Helper()
+		i := strings.Index(body, from)
+		if i < 0 {
+			t.Fatal(body)
+		}
+		text := body[i+len(from):]
+		return strings.NewReplacer("block + 256", "$2::bigint", "block", "$1::bigint", "(rows)", "($1::tid[])").Replace(text[:strings.Index(text, to)])
 	}
-	text := strings.NewReplacer("p_first", "$1", "next_block", "$2").Replace(body[from : from+strings.Index(body[from:], ";")])
 	conn, err := l.admin.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -323,99 +494,177 @@ func TestCleanupReadsOnlyItsRange(t *testing.T) {
 			t.Fatalf("%s: %v", statement, err)
 		}
 	}
-	exec(`PREPARE bite(bigint, bigint) AS ` + text)
-	for _, state := range []string{`SET plan_cache_mode = force_generic_plan`, `SET plan_cache_mode = force_custom_plan`, `ANALYZE cache`} {
+	exec(`PREPARE look AS ` + part("rows := ARRAY(", ");"))
+	exec(`PREPARE remove AS WITH gone AS (` + part("WITH gone AS (", " INTO removed") + ` FROM gone`)
+	for _, state := range []string{`SET plan_cache_mode = force_generic_plan`, `SET plan_cache_mode = force_custom_plan`, `ANALYZE cache`, `ANALYZE cache_lease`} {
 		exec(state)
-		rows, err := conn.QueryContext(t.Context(), `EXPLAIN (COSTS OFF) EXECUTE bite(10, 20)`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var plan strings.Builder
-		for rows.Next() {
-			var line string
-			if err := rows.Scan(&line); err != nil {
+		for execute, want := range map[string]string{`look(10, 20)`: "Tid Range Scan on cache", `remove('{"(1,1)","(1,2)"}')`: "Tid Scan on cache"} {
+			rows, err := conn.QueryContext(t.Context(), `EXPLAIN (COSTS OFF) EXECUTE `+execute)
+			if err != nil {
 				t.Fatal(err)
 			}
-			plan.WriteString(line + "\n")
-		}
-		if got := plan.String(); !strings.Contains(got, "Tid Range Scan on cache") || !strings.Contains(got, "Tid Scan on cache") || strings.Contains(got, "Seq Scan") {
-			t.Errorf("%s:\n%s", state, got)
+			var plan strings.Builder
+			for rows.Next() {
+				var line string
+				if err := rows.Scan(&line); err != nil {
+					t.Fatal(err)
+				}
+				plan.WriteString(line + "\n")
+			}
+			if got := plan.String(); !strings.Contains(got, want) || strings.Contains(got, "Seq Scan on cache\n") || strings.Contains(got, "Seq Scan on cache c\n") {
+				t.Errorf("%s, %s:\n%s", state, execute, got)
+			}
 		}
 	}
 	// It removes what expired in its range, and no more.
-	const inRange = `SELECT count(*) FROM cache WHERE expires_at <= now() AND ctid >= '(40,0)' AND ctid < '(50,0)'`
+	const inRange = `SELECT count(*) FROM cache WHERE expires_at <= now() AND ctid >= '(40,0)' AND ctid < '(296,0)'`
 	var expired int64
 	if err := conn.QueryRowContext(t.Context(), inRange).Scan(&expired); err != nil || expired == 0 {
 		t.Fatal(expired, err)
 	}
-	l.want(l.admin, expired, `SELECT removed FROM cache_cleanup_blocks(40, 10)`)
+	l.want(l.admin, expired, `SELECT removed FROM cache_walk('b40', NULL)`)
 	l.want(l.admin, 10_000-expired, `SELECT count(*) FROM cache WHERE expires_at <= now()`)
 }
 
-// Processes that clean up in turn share one walk, and nobody confined can make
-// them believe that it was done.
+// A login that is confined removes its own entries, by its keys while they are few and
+// by the pages when they are many; owner, service and superuser remove everybody's.
+func TestCleanupIsOfWhatARoleMayAct(t *testing.T) {
+	l := newLab(t)
+	_, admin := l.administrator()
+	service, serviceDB := l.role()
+	few, fewDB := l.role()
+	many, manyDB := l.role()
+	l.setup(admin, fastpgcache.SetupConfig{Service: service})
+	fill := func(user string, n int) {
+		l.exec(l.admin, `INSERT INTO cache (user_id, key, value, expires_at) SELECT $1, 'k' || g, 'v', CASE WHEN g % 2 = 0 THEN now() - interval '1 s' END
+			FROM generate_series(1, $2::integer) g`, user, n)
+	}
+	fill(few, 300)
+	fill(many, 5000)
+	modes := func(db *sql.DB) (modes string) {
+		t.Helper()
+		for position := (sql.NullString{Valid: true}); position.Valid; {
+			var removed int
+			if err := db.QueryRow(`SELECT removed, next_position FROM cache_walk($1, NULL)`, position.String).Scan(&removed, &position); err != nil {
+				t.Fatal(err)
+			}
+			if position.Valid {
+				modes += position.String[:1]
+			}
+		}
+		return modes
+	}
+	for _, step := range []struct {
+		name  string
+		db    *sql.DB
+		modes string
+		left  int64
+	}{{"few", fewDB, "", 2500}, {"many", manyDB, "b", 0}} {
+		if got := modes(step.db); got != step.modes {
+			t.Errorf("%s: went by %q, want %q", step.name, got, step.modes)
+		}
+		l.want(l.admin, step.left, `SELECT count(*) FROM cache WHERE expires_at <= now()`)
+	}
+	for _, db := range []*sql.DB{serviceDB, admin, l.admin} {
+		fill("other", 10)
+		l.want(db, int64(5), `SELECT cache_cleanup()`)
+		l.exec(l.admin, `DELETE FROM cache WHERE user_id = 'other'`)
+	}
+}
+
+// What is being loaded keeps the entry that its load found, and a remembered absence
+// keeps its row until its time.
+func TestCleanupLeavesWhatIsStillNeeded(t *testing.T) {
+	l := newLab(t)
+	l.setup(l.admin, fastpgcache.SetupConfig{})
+	_, db := l.role()
+	l.exec(db, `INSERT INTO cache (key, value, expires_at) VALUES
+		('loading', 'v', now() - interval '1 s'), ('was loading', 'v', now() - interval '1 s'), ('forged', 'v', now() - interval '1 s'),
+		('absent', extract(epoch FROM now() + interval '1 h')::text, '-infinity'), ('absent 2', (extract(epoch FROM now())::float8 + 10)::text, '-infinity'),
+		('was absent', extract(epoch FROM now() - interval '1 s')::text, '-infinity'), ('odd', 'no number', '-infinity'), ('huge', repeat('9', 400), '-infinity')`)
+	l.exec(db, `INSERT INTO cache_lease (key, holder, expires_at) VALUES ('loading', 'h', now() + interval '10 s'),
+		('was loading', 'h', now() - interval '1 s'), ('forged', 'h', 'infinity')`)
+	l.want(db, int64(2), `SELECT cache_cleanup()`)
+	l.want(db, "absent,absent 2,loading", `SELECT string_agg(key, ',' ORDER BY key) FROM cache`)
+	l.want(db, "loading", `SELECT string_agg(key, ',') FROM cache_lease`)
+}
+
+// Leases of a hostile user's, or of a clock that was set back, do not stay.
+func TestCleanupRemovesLeasesInBites(t *testing.T) {
+	l := newLab(t)
+	l.setup(l.admin, fastpgcache.SetupConfig{})
+	_, db := l.role()
+	l.exec(db, `INSERT INTO cache_lease (key, holder, expires_at) SELECT g::text, 'h', 'infinity' FROM generate_series(1, 15000) g`)
+	l.want(db, "l", `SELECT next_position FROM cache_walk(NULL, NULL)`)
+	l.want(db, nil, `SELECT next_position FROM cache_walk('l', NULL)`)
+	l.want(db, int64(0), `SELECT count(*) FROM cache_lease`)
+}
+
+// Processes of one user clean up in turn and share one walk, whatever the clock did.
 func TestASharedCleanup(t *testing.T) {
 	l := newLab(t)
 	_, admin := l.administrator()
 	l.setup(admin, fastpgcache.SetupConfig{})
 	_, mallory := l.role()
-	l.fill(10_000)
-	pages := int64(10)
-	bite := func(db *sql.DB, first int64, every string) (removed, next sql.NullInt64) {
+	n := 40_000
+	l.fill(n)
+	bite := func(db *sql.DB, position string, every string) (removed sql.NullInt64, next sql.NullString) {
 		t.Helper()
-		err := db.QueryRow(`SELECT removed, next_block FROM cache_cleanup_blocks($1, $2, $3::interval)`, first, pages, every).Scan(&removed, &next)
+		err := db.QueryRow(`SELECT removed, next_position FROM cache_walk($1, $2::interval)`, position, every).Scan(&removed, &next)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return removed, next
 	}
 	total, calls := int64(0), 0
-	for next := (sql.NullInt64{Valid: true}); next.Valid; calls++ {
+	for next := (sql.NullString{Valid: true}); next.Valid; calls++ {
 		var removed sql.NullInt64
-		if calls%2 == 0 {
-			removed, next = bite(mallory, 1_000_000, "1 hour") // a lie
-		} else {
-			removed, next = bite(l.admin, 0, "1 hour")
-		}
+		removed, next = bite(admin, []string{"", "b1000000"}[calls%2], "1 hour") // whatever it is told
 		if !removed.Valid {
 			t.Fatalf("call %d: not done", calls)
 		}
 		total += removed.Int64
+		if removed, _ := bite(mallory, "", "0"); !removed.Valid {
+			t.Error("another user's walk is its own")
+		}
 	}
-	if total != 5000 || calls < 5 {
-		t.Errorf("removed %d in %d calls, want 5000", total, calls)
+	if total != int64(n/2) || calls < 2 {
+		t.Errorf("removed %d in %d calls, want %d", total, calls, n/2)
 	}
-	if removed, next := bite(l.admin, 0, "1 hour"); removed.Valid || next.Valid {
+	if removed, next := bite(admin, "", "1 hour"); removed.Valid || next.Valid {
 		t.Errorf("done again too soon: %v, %v", removed, next)
 	}
-	if removed, _ := bite(l.admin, 0, "0"); !removed.Valid {
+	if removed, _ := bite(admin, "", "0"); !removed.Valid {
 		t.Errorf("not done again")
 	}
-	l.exec(l.admin, `UPDATE cache_epoch SET cleanup_block = 0, cleaned_at = NULL`)
+	l.exec(l.admin, `UPDATE cache_epoch SET walked_at = now() + interval '1 year'`)
+	if removed, _ := bite(admin, "", "1 hour"); !removed.Valid {
+		t.Errorf("a time in the future is not due")
+	}
+	l.exec(l.admin, `UPDATE cache_epoch SET walked_at = NULL, walk_position = 'what is this'`)
+	if removed, _ := bite(admin, "", "1 hour"); !removed.Valid {
+		t.Errorf("an odd position stops it")
+	}
 
-	// While one is at it, others leave it to that one.
-	tx, err := l.admin.Begin()
+	// While one is at it, others of the same user leave it to that one.
+	l.exec(l.admin, `UPDATE cache_epoch SET walked_at = NULL`)
+	tx, err := admin.Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if _, err := tx.Exec(`SELECT cache_cleanup_blocks(0, 1, interval '1 hour')`); err != nil {
+	if _, err := tx.Exec(`SELECT cache_walk(NULL, interval '1 hour')`); err != nil {
 		t.Fatal(err)
 	}
-	if removed, next := bite(mallory, 0, "1 hour"); removed.Valid || next.Valid {
+	if removed, next := bite(admin, "", "0"); removed.Valid || next.Valid {
 		t.Errorf("two at once: %v, %v", removed, next)
+	}
+	if removed, _ := bite(mallory, "", "0"); !removed.Valid {
+		t.Error("another user waits for it")
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	// After a crash the epoch's row is missing.
-	l.exec(l.admin, `TRUNCATE cache_epoch`)
-	if removed, _ := bite(mallory, 0, "1 hour"); !removed.Valid {
-		t.Error("not done without an epoch")
-	}
-	l.exec(l.admin, `INSERT INTO cache_lease VALUES ('u', 'k', 'h', now() - interval '1 s'), ('u', 'l', 'h', now() + interval '1 h')`)
-	l.exec(mallory, `SELECT cache_cleanup()`)
-	l.want(l.admin, "l", `SELECT string_agg(key, ',') FROM cache_lease`)
 }
 
 func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
@@ -423,7 +672,7 @@ func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
 	l := labOn(t, server.Database(t))
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	_, db := l.role()
-	const token = `SELECT concat_ws(' ', (SELECT id FROM cache_epoch), to_regclass('cache')::oid, pg_postmaster_start_time())`
+	const token = `SELECT concat_ws(' ', (SELECT id FROM cache_epoch WHERE user_id = current_user), to_regclass('cache')::oid, pg_postmaster_start_time())`
 	seen := map[string]string{}
 	differs := func(what string) {
 		t.Helper()
@@ -468,20 +717,21 @@ func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 { // whoever finds it missing makes it anew, and one does
 		wg.Go(func() {
-			if _, err := db.Exec(`INSERT INTO cache_epoch (only_row) VALUES (true) ON CONFLICT DO NOTHING`); err != nil {
+			if _, err := db.Exec(`INSERT INTO cache_epoch (user_id) VALUES (current_user) ON CONFLICT DO NOTHING`); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	l.want(l.admin, int64(1), `SELECT count(*) FROM cache_epoch`)
+	l.want(db, int64(1), `SELECT count(*) FROM cache_epoch`)
 	differs("made anew")
 	l.setup(l.admin, fastpgcache.SetupConfig{Force: true})
+	l.exec(db, `SELECT cache_trim(current_user, 1)`)
 	differs("Force")
 	l.exec(l.admin, `DROP TABLE cache`)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	differs("the table alone dropped and created")
-	l.want(l.admin, int64(3), `SELECT count(*) FROM pg_class WHERE relname LIKE 'cache%' AND relkind = 'r' AND relpersistence = 'u'`)
+	l.want(l.admin, int64(4), `SELECT count(*) FROM pg_class WHERE relname LIKE 'cache%' AND relkind = 'r' AND relpersistence = 'u'`)
 }
 
 // Refreshed entries stay where they are, in the table and its indexes.

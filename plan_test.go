@@ -31,41 +31,42 @@ var samples = map[string]struct {
 	args []string
 	keys int
 }{
-	"single.get":              {[]string{`'k42'`}, 1},
-	"single.set":              {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
-	"single.aged":             {[]string{`'k42'`}, 1},
-	"batches.aged":            {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"single.del":              {[]string{`'k42'`}, 1},
-	"single.exists":           {[]string{`'k42'`}, 1},
-	"ttls.ttl":                {[]string{`'k42'`}, 1},
-	"ttls.expire":             {[]string{`'k42'`, `1000000`}, 1},
-	"ttls.persist":            {[]string{`'k42'`}, 1},
-	"ttls.cleanup":            {[]string{`''`, `NULL`}, 1},
-	"batches.get":             {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"batches.set":             {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
-	"batches.del":             {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"batches.exists":          {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
-	"atomics.add":             {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
-	"atomics.increment":       {[]string{`'n'`, `1`, `NULL`}, 1},
-	"atomics.take":            {[]string{`'k42'`}, 1},
-	"walks.keys":              {[]string{`''`, `'k1'`, beyond}, keysPage},
-	"walks.clear":             {[]string{`'k1'`, beyond}, clearPage},
-	"walks.clearLeases":       {nil, 3}, // the user's own
-	"loads.acquire":           {[]string{`'k42'`, `'h'`, `1000000`}, 1},
-	"loads.renew":             {[]string{`'k42'`, `'h'`, `1000000`}, 1},
-	"loads.release":           {[]string{`'k42'`, `'h'`}, 1},
-	"loads.look":              {[]string{`'k42'`}, 1},
-	"loads.store":             {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
-	"negative.sinceStmt":      {[]string{`9223372036854775807`, `''`, `'public.cache'`}, 1},
-	"negative.pageStmt":       {[]string{`'k9990'`}, 10},
-	"negative.beginEpochStmt": {nil, 1},
+	"single.get":        {[]string{`'k42'`}, 1},
+	"single.set":        {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"single.aged":       {[]string{`'k42'`}, 1},
+	"batches.aged":      {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"single.del":        {[]string{`'k42'`}, 1},
+	"single.exists":     {[]string{`'k42'`}, 1},
+	"ttls.ttl":          {[]string{`'k42'`}, 1},
+	"ttls.expire":       {[]string{`'k42'`, `1000000`}, 1},
+	"ttls.persist":      {[]string{`'k42'`}, 1},
+	"ttls.cleanup":      {[]string{`''`, `NULL`}, 1},
+	"batches.get":       {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"batches.set":       {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
+	"batches.del":       {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"batches.exists":    {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"atomics.add":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
+	"atomics.increment": {[]string{`'n'`, `1`, `NULL`}, 1},
+	"atomics.take":      {[]string{`'k42'`}, 1},
+	"walks.keys":        {[]string{`''`, `'k1'`, beyond}, keysPage},
+	"walks.clear":       {[]string{`'k1'`, beyond}, clearPage},
+	"walks.clearLeases": {nil, 3}, // the user's own
+	"loads.acquire":     {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"loads.renew":       {[]string{`'k42'`, `'h'`, `1000000`}, 1},
+	"loads.release":     {[]string{`'k42'`, `'h'`}, 1},
+	"loads.look":        {[]string{`'k42'`}, 1},
+	"loads.store":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`, `'h'`, `'1'`}, 1},
+	"feed.read":         {[]string{`9223372036854775807`, `''`, `'public.cache'`, `'public.cache_change'`}, 1},
+	"feed.page":         {[]string{`'k9990'`}, 10},
+	"feed.begin":        {nil, 1},
+	"feed.trimFeed":     {nil, 3},
 }
 
 // named returns a cache's statements by the names of their fields.
 func (c *core) named(t *testing.T) map[string]*statement {
 	t.Helper()
 	named := map[string]*statement{}
-	for _, room := range []any{&c.single, &c.batches, &c.ttls, &c.atomics, &c.walks, &c.loads, newNegative(&Cache{core: c})} {
+	for _, room := range []any{&c.single, &c.batches, &c.ttls, &c.atomics, &c.walks, &c.loads, c.feed} {
 		fields := reflect.ValueOf(room).Elem()
 		for i := range fields.NumField() {
 			if f := fields.Field(i); f.Type() == reflect.TypeFor[*statement]() {
@@ -217,89 +218,4 @@ func explainNode(t *testing.T, conn *sql.Conn, statement string) (plan node, tex
 		t.Fatal(err)
 	}
 	return plans[0].Plan, text
-}
-
-// catchUpSQL reads the keys that have become visible since a snapshot, as the
-// negative filter does, see DESIGN's section 5. $1 is that snapshot's xmax, $2 its
-// transactions in progress.
-const catchUpSQL = `
-SELECT key FROM cache
-WHERE user_id = current_user AND created_xid >= $1::bigint AND created_xid < txid_snapshot_xmax(txid_current_snapshot())
-UNION ALL
-SELECT c.key FROM unnest($2::bigint[]) x(id), LATERAL (
-  SELECT key FROM cache
-  WHERE user_id = current_user AND created_xid = x.id AND txid_visible_in_snapshot(x.id, txid_current_snapshot())
-  OFFSET 0) c`
-
-// Keys inserted since are found by their transaction, in a table of any size and
-// statistics, also while one that inserted much is still open.
-func TestTheKeysInsertedSinceAreReadAlone(t *testing.T) {
-	dsn := pgtest.Database(t)
-	admin, err := sql.Open("postgres", dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
-	user := pgtest.Role(t, dsn)
-	if err := Setup(t.Context(), admin, SetupConfig{}); err != nil {
-		t.Fatal(err)
-	}
-	for _, analyzed := range []bool{false, true} {
-		for _, users := range []int{1, 1000} {
-			fillPlanned(t, admin, user, users, analyzed)
-			open, err := admin.Begin()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var xid int64
-			err = open.QueryRow(`INSERT INTO cache (user_id, key, value) SELECT $1, 'open' || g, 'v' FROM generate_series(1, 5000) g RETURNING txid_current()`, user).Scan(&xid)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var xmax int64
-			late, err := admin.Begin() // like open, but visible by then
-			if err != nil {
-				t.Fatal(err)
-			}
-			var lateXID int64
-			if err := late.QueryRow(`INSERT INTO cache (user_id, key, value) VALUES ($1, 'late', 'v') RETURNING txid_current()`, user).Scan(&lateXID); err != nil {
-				t.Fatal(err)
-			}
-			// A snapshot's xmax is past xid only once a later one has completed.
-			if _, err := admin.Exec(`SELECT txid_current()`); err != nil {
-				t.Fatal(err)
-			}
-			if err := admin.QueryRow(`SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax); err != nil {
-				t.Fatal(err)
-			}
-			if err := late.Commit(); err != nil {
-				t.Fatal(err)
-			}
-			for i := range 3 {
-				if _, err := admin.Exec(`INSERT INTO cache (user_id, key, value) VALUES ($1, $2, 'v')`, user, fmt.Sprint("new", i)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
-				db, err := sql.Open("postgres", pgtest.WithUser(dsn, user)+" plan_cache_mode="+mode)
-				if err != nil {
-					t.Fatal(err)
-				}
-				conn, err := db.Conn(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := conn.ExecContext(t.Context(), `PREPARE since AS `+catchUpSQL); err != nil {
-					t.Fatal(err)
-				}
-				plan, text := explainNode(t, conn, fmt.Sprintf(`EXECUTE since(%d, ARRAY[%d, %d]::bigint[])`, xmax, xid, lateXID))
-				if blocks := plan.Hit + plan.Read; plan.Rows != 4 || blocks > planBlocks || plan.rows() > planRows {
-					t.Errorf("%d users, analyzed %t, %s: %v rows found, %v read in %d blocks:\n%s", users, analyzed, mode, plan.Rows, plan.rows(), blocks, text)
-				}
-				conn.Close()
-				db.Close()
-			}
-			open.Rollback()
-		}
-	}
 }

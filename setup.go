@@ -13,22 +13,28 @@ import (
 //go:embed migrations.sql
 var migrations string
 
-// SetupConfig says what Setup creates, and for whom. What it does not name loses
-// the rights that an earlier set-up gave it.
+// SetupConfig says what Setup creates, and for whom. What it does not say stays as
+// an earlier set-up left it.
 type SetupConfig struct {
 	// Schema holds the table and the functions, and is created if absent.
 	// Defaults to "public".
 	Schema string
 
 	// Grantee is the role that may use the cache, each login that is a member of
-	// it confined to its own entries. Defaults to PUBLIC, every role.
+	// it confined to its own entries; "public" is every role, "none" nobody.
+	// Defaults to who may already, on the first set-up to "public".
 	Grantee string
 
-	// Service is the role that may act for any user label. Defaults to none.
+	// Service is the role that may act for any user label, or "none". Defaults to
+	// who may already, on the first set-up to "none".
 	Service string
 
-	// Force drops the cache and creates it anew, which deletes every entry.
-	// Defaults to false: what is there stays, and is upgraded if need be.
+	// MaxBytes is how much the entries of each user may take. Negative removes the
+	// limit. Defaults to the limit that there is, on the first set-up to none.
+	MaxBytes int64
+
+	// Force creates the cache anew, which deletes every entry. Defaults to false:
+	// what is there stays, and is upgraded if need be.
 	Force bool
 }
 
@@ -37,6 +43,7 @@ const (
 	foreignObject    = "FPG01"
 	foreignOwner     = "FPG02"
 	undefinedObject  = "42704"
+	invalidParameter = "22023"
 	lockNotAvailable = "55P03"
 )
 
@@ -58,7 +65,7 @@ func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 		switch sqlState(err) {
 		case foreignObject:
 			err = fmt.Errorf("%w: %w", ErrForeignTable, err)
-		case undefinedObject:
+		case undefinedObject, invalidParameter:
 			err = fmt.Errorf("%w: %w", ErrInvalidConfig, err)
 		case foreignOwner, insufficientPrivilege:
 			err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
@@ -121,7 +128,7 @@ func (cfg SetupConfig) settings() ([]string, error) {
 	if cfg.Schema == "" {
 		cfg.Schema = "public"
 	}
-	var statements []string
+	statements := []string{"SET LOCAL search_path = pg_catalog, pg_temp"} // before anything looks up a name
 	for _, s := range []struct{ field, name, value string }{
 		{"Schema", "schema", cfg.Schema},
 		{"Grantee", "grantee", cfg.Grantee},
@@ -132,5 +139,7 @@ func (cfg SetupConfig) settings() ([]string, error) {
 		}
 		statements = append(statements, "SET LOCAL fastpgcache."+s.name+" = "+strings.TrimSpace(pq.QuoteLiteral(s.value)))
 	}
-	return append(statements, fmt.Sprintf("SET LOCAL fastpgcache.force = %t", cfg.Force)), nil
+	return append(statements,
+		fmt.Sprintf("SET LOCAL fastpgcache.max_bytes = '%d'", cfg.MaxBytes),
+		fmt.Sprintf("SET LOCAL fastpgcache.force = %t", cfg.Force)), nil
 }

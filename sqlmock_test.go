@@ -674,11 +674,15 @@ func TestBatchFollowsUp(t *testing.T) {
 		t.Errorf("GetMany: got %v, %v, want %v", got, err, want)
 	}
 	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
-	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","contended"}`).
-		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("contended", false))
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","b","contended"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("b", false).AddRow("contended", nil))
+	for range 3 { // as one batch again, at the end one by one
+		m.ExpectQuery(deleteMany.text).WithArgs(`{"contended"}`).
+			WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("contended", nil))
+	}
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(true, false))
 	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(false, true))
-	if n, err := m.DeleteMany(t.Context(), []string{"contended", "a"}); n != 2 || err != nil {
+	if n, err := m.DeleteMany(t.Context(), []string{"contended", "b", "a"}); n != 2 || err != nil {
 		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
 	}
 	if err := m.ExpectationsWereMet(); err != nil {

@@ -83,12 +83,12 @@ func TestBackgroundCleanupKeepsItsIntervalUntilClose(t *testing.T) {
 
 func TestBackgroundCleanupIsOneProcessAtATime(t *testing.T) {
 	ctx := t.Context()
-	dsn, admin := setUp(t)
+	dsn, _ := setUp(t)
 	one, other := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
-	owner := openCache(t, admin, Config{})
+	owner := openCache(t, dsn, Config{}) // of the entries
 	hour := time.Hour.Microseconds()
 
-	expired(t, owner, "a", 1) // another user's
+	expired(t, owner, "a", 1)
 	if n, err := one.cleanup(ctx, hour); err != nil || n != 1 {
 		t.Errorf("got %d, %v, want 1", n, err)
 	}

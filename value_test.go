@@ -129,7 +129,10 @@ type (
 	shouting string
 )
 
-func (s *shouting) UnmarshalText(b []byte) error { *s = shouting(strings.ToUpper(string(b))); return nil }
+func (s *shouting) UnmarshalText(b []byte) error {
+	*s = shouting(strings.ToUpper(string(b)))
+	return nil
+}
 
 func TestAStringByAnotherNameIsAString(t *testing.T) {
 	ctx := t.Context()

@@ -248,8 +248,7 @@ func testBackgroundCleanup(s *suite, t *testing.T) {
 	c := s.cache(t)
 	mustSet(t, c, "k", "v", time.Hour)
 	s.expire(t, c, "k")
-	dsn, _ := s.role(t)
-	cleaner := s.open(t, dsn, func(cfg *fastpgcache.Config) { cfg.CleanupInterval = 20 * time.Millisecond })
+	cleaner := s.open(t, s.dsn, func(cfg *fastpgcache.Config) { cfg.CleanupInterval = 20 * time.Millisecond })
 	await(t, "another user's expired entry is removed", func() bool { return s.rows(t, c, "k") == 0 })
 	await(t, "that is noted", func() bool { return !cleaner.Stats().LastCleanup.IsZero() })
 	if err := cleaner.Close(); err != nil {

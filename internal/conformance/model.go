@@ -120,7 +120,7 @@ func (m *model) look(op, key string, call func() (bool, error)) (found bool) {
 	return found
 }
 
-// ttl is one to write: none, long, or up to 4 ms.
+// ttl is one to write: none, long, or 1 to 5 ms.
 func (m *model) ttl() (ttl time.Duration, soon bool) {
 	switch m.r.IntN(4) {
 	case 0:
@@ -128,7 +128,7 @@ func (m *model) ttl() (ttl time.Duration, soon bool) {
 	case 1:
 		return time.Hour + time.Duration(m.r.IntN(1000))*time.Minute, false
 	default:
-		return 1 + time.Duration(m.r.IntN(4_000_000)), true
+		return time.Millisecond + time.Duration(m.r.IntN(4_000_000)), true
 	}
 }
 

@@ -78,7 +78,7 @@ func testDests(s *suite, t *testing.T) {
 		{true, ptr(false), true},
 		{int64(math.MaxInt64), ptr(int64(0)), int64(math.MaxInt64)},
 		{1.5, ptr(0.0), 1.5},
-		{text("named"), ptr("old"), `"named"`},
+		{text("named"), ptr("old"), "named"},
 		{text("named"), ptr(text("old")), text("named")},
 		{time.Unix(1, 5).UTC(), ptr(time.Time{}), time.Unix(1, 5).UTC()},
 		{json.Number("12345678901234567890"), ptr(json.Number("")), json.Number("12345678901234567890")},
