@@ -199,22 +199,55 @@ FROM lease LEFT JOIN stored ON stored.key = lease.key`
 
 // store ends the lease, and stores those of loaded whose part of the lease was still
 // there, and which nobody has changed since seen. It returns the keys whose lease was
-// there, and true for those it stored.
+// there, with true for those it stored; nil if it failed.
 func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
-	c := l.cache
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+	intact := make(map[string]bool, len(l.keys))
+	if len(loaded) == 0 {
+		keys := l.sorted()
+		if l.release(ctx) {
+			for _, key := range keys {
+				intact[key] = false
+			}
+		}
+		return intact, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cache.loads.leaseFor)
 	defer cancel()
-	keys := textArray(slices.Sorted(maps.Keys(loaded)))
-	entries := make([]entry, len(keys))
+	entries := make([]entry, 0, len(loaded))
+	for _, key := range slices.Sorted(maps.Keys(loaded)) {
+		entries = append(entries, loaded[key])
+	}
+	for len(entries) > 0 {
+		part := chunk(entries)
+		entries = entries[len(part):]
+		ended, err := l.storePart(ctx, part, seen, len(entries) == 0)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(intact, ended)
+	}
+	return intact, nil
+}
+
+// storePart stores entries, which are in key order, and ends their part of the lease, or
+// with last all of it.
+func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]row, last bool) (map[string]bool, error) {
+	c := l.cache
+	keys := make(textArray, len(entries))
 	versions := textArray{}
-	for i, key := range keys {
-		entries[i] = loaded[key]
-		if r, ok := seen[key]; ok {
+	plain := true
+	for i, e := range entries {
+		keys[i] = e.key
+		plain = plain && !e.absent()
+		if r, ok := seen[e.key]; ok {
 			versions = append(versions, r.version)
 		}
 	}
 	slices.Sort(versions)
-	versions = slices.Compact(versions)
+	leases := keys
+	if last {
+		leases = l.sorted()
+	}
 	w := c.write(keys...)
 	defer w.done()
 	type ended struct {
@@ -222,22 +255,29 @@ func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[str
 		stored bool
 		at     stamp
 	}
-	rows, err := query(ctx, c, c.loads.store,
-		c.args(l.sorted(), l.holder, keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries), versions),
-		func(rows *sql.Rows) (e ended, err error) {
-			return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
-		})
+	rows, err := query(ctx, c, c.loads.store, c.args(leases, l.holder, keys, valueArray(entries), valueBytesArray(entries),
+		ttlArray(entries), slices.Compact(versions)), func(rows *sql.Rows) (e ended, err error) {
+		return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
+	})
 	if err != nil {
 		return nil, err
 	}
-	clear(l.keys)
+	var at stamp
+	var stored int
 	intact := make(map[string]bool, len(rows))
 	for _, e := range rows {
 		intact[e.key] = e.stored
 		if e.stored {
-			c.stats.sets.Add(1)
-			w.stored(e.at, loaded[e.key])
+			at = e.at
+			stored++
 		}
+	}
+	c.stats.sets.Add(int64(stored))
+	if plain && stored == len(entries) {
+		w.stored(at, entries...)
+	}
+	for _, key := range leases {
+		delete(l.keys, key)
 	}
 	return intact, nil
 }
