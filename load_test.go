@@ -141,9 +141,9 @@ func execAdmin(t *testing.T, admin, statement string, args ...any) {
 }
 
 func waiting(c *Cache, key string) int {
-	c.loads.flights.mu.Lock()
-	defer c.loads.flights.mu.Unlock()
-	if l := c.loads.flights.legs[key]; l != nil {
+	c.loads.one.mu.Lock()
+	defer c.loads.one.mu.Unlock()
+	if l := c.loads.one.legs[key]; l != nil {
 		return l.flight.seats
 	}
 	return 0
