@@ -58,7 +58,7 @@ var samples = map[string]struct {
 	"loads.store":       {[]string{`ARRAY['k42', 'k43']`, `'h'`, `ARRAY['k42', 'k43']`, `ARRAY['v', NULL]`, `ARRAY[NULL, 'v']::bytea[]`, `ARRAY[1000000, NULL]`, `ARRAY['1', '2']`}, 2},
 	"loads.remember":    {[]string{`ARRAY['k42', 'k43']`, `ARRAY[1000000, 1]`}, 2},
 	"feed.read":         {[]string{`9223372036854775807`, `''`, `'public.cache'`, `'public.cache_change'`}, 1},
-	"feed.page":         {[]string{`'k9990'`}, 500},
+	"feed.page":         {[]string{`'k99990'`}, 100},
 	"feed.begin":        {nil, 1},
 	"feed.trimFeed":     {nil, 3},
 }
