@@ -419,7 +419,7 @@ func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
 		return err
 	}
 	if err := f(c.WithTx(tx)); err != nil {
-		c.run(func() { tx.Rollback() }) // it waits for a statement that goes on
+		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
 		return err
 	}
 	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })

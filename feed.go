@@ -24,16 +24,20 @@ type feed struct {
 	cache                       *Cache
 	local                       *local // nil: the feed is only trimmed
 	read, page, begin, trimFeed *statement
-	table, changes              string       // as to_regclass takes them
-	trimAt                      atomic.Int64 // Unix time in nanoseconds
-	catchUps                    atomic.Int64
-	busy                        atomic.Bool // taken by the one goroutine that reads the feed
-	position                    position    // needs busy, as does what follows
-	since                       instant     // when the feed was last read
-	failures                    int         // in a row
-	retryAt                     time.Time   // nothing is read before
-	loading                     atomic.Bool // taken by the one goroutine that loads the filter
-	loadAt                      time.Time   // needs loading: nothing is loaded before
+	table, changes              string // as to_regclass takes them
+
+	trimAt   atomic.Int64 // Unix time in nanoseconds
+	catchUps atomic.Int64
+
+	busy     atomic.Bool // taken by the one goroutine that reads the feed
+	position position    // needs busy, as does what follows
+	since    instant     // when the feed was last read
+	failures int         // in a row
+	retryAt  time.Time   // nothing is read before
+
+	wanted  atomic.Bool // a filter is, once something may be answered
+	loading atomic.Bool // taken by the one goroutine that loads the filter
+	loadAt  time.Time   // needs loading: nothing is loaded before
 }
 
 func newFeed(c *Cache, l *local) *feed {
@@ -165,6 +169,9 @@ func (f *feed) refresh() {
 		err := f.catchUp(f.cache.ctx)
 		if err == nil {
 			f.failures = 0
+			if f.wanted.Swap(false) {
+				f.load()
+			}
 			return
 		}
 		f.retryAt = time.Now().Add(100 * time.Millisecond << min(f.failures, 8)) // 26 s at most
@@ -212,12 +219,12 @@ func (f *feed) catchUp(ctx context.Context) error {
 // behind by more starts anew: that costs a few round trips, and what was kept.
 const newsKeys = 50_000
 
-// pace sets when the next catch-up is due, after one that brought keys of a time: so that
+// pace sets when the next catch-up is due, after one that brought the keys of a time: so that
 // none comes near its bound.
 func (f *feed) pace(took time.Duration, keys int) {
-	due := f.local.latest()
-	if keys > newsKeys/8 {
-		due = min(due, max(took*newsKeys/8/time.Duration(keys), time.Millisecond))
+	due := min(f.local.latest(), max(2*time.Duration(f.local.soon.Load()), time.Millisecond))
+	if keys > 0 {
+		due = min(due, time.Duration(float64(took)*newsKeys/8/float64(keys)))
 	}
 	f.local.soon.Store(int64(due))
 }
@@ -335,6 +342,9 @@ func (f *feed) load() {
 		return
 	}
 	begin, m := time.Now(), f.local.kept.current.Load()
+	if m == nil {
+		f.wanted.Store(true)
+	}
 	if m == nil || begin.Before(f.loadAt) {
 		f.loading.Store(false)
 		return

@@ -61,7 +61,6 @@ func (l *local) lookup(key string) (v *keptValue, left int64, says verdict) {
 	// as new as the moment says, and the moment at most as old as the clock says.
 	m := l.kept.current.Load()
 	if m == nil {
-		l.refresh()
 		return nil, 0, unknown
 	}
 	age := l.now().since(m.at)
@@ -126,10 +125,17 @@ func (l *local) found(key string, t ticket, text string, expires int64) {
 	l.kept.keep(key, t, text, expires)
 }
 
-// missing takes up that the database did not have key.
-func (l *local) missing(key string) {
+// asked takes up that the database was asked for key, which memory did not answer.
+func (l *local) asked(key string, found bool) {
 	m := l.kept.current.Load()
 	if m == nil {
+		l.refresh()
+	}
+	if found {
+		return
+	}
+	if m == nil {
+		l.load()
 		return
 	}
 	_, answers := l.counts()
@@ -190,10 +196,10 @@ func (c *Cache) recall(key string) (v *keptValue, left int64, says verdict) {
 	return c.local.lookup(key)
 }
 
-// answered takes up that the database was asked for key.
+// answered takes up what the database answered to a lookup of key.
 func (c *Cache) answered(key string, found bool, err error) {
-	if c.local != nil && c.tx == nil && !found && err == nil {
-		c.local.missing(key)
+	if c.local != nil && c.tx == nil && err == nil {
+		c.local.asked(key, found)
 	}
 }
 
