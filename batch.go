@@ -74,6 +74,10 @@ func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
 	scan func(rows *sql.Rows, f *found, value, valueBytes *any) error) ([]lookup, error) {
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
+	var tickets []ticket
+	if s == c.batches.aged {
+		tickets = c.tickets(unique...)
+	}
 	var value, valueBytes any
 	hits, err := query(ctx, c, s, c.args(textArray(unique)), func(rows *sql.Rows) (f found, err error) {
 		err = scan(rows, &f, &value, &valueBytes)
@@ -87,6 +91,11 @@ func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
 	results := make([]lookup, len(keys))
 	for _, hit := range hits {
 		results[first[hit.key]] = hit.lookup
+	}
+	for i, t := range tickets {
+		if hit := results[first[unique[i]]]; hit.found {
+			c.keep(unique[i], t, hit)
+		}
 	}
 	if len(unique) < len(keys) {
 		for i, key := range keys {
@@ -191,10 +200,10 @@ locked AS MATERIALIZED (
     SELECT ctid AS tid FROM {schema}.cache
     WHERE user_id = {user} AND key = k.key
       AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
-    LIMIT 1 FOR UPDATE) c),
+    LIMIT 1 FOR UPDATE) c LIMIT (SELECT 1000)),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
-  RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+  DELETE FROM {schema}.cache c USING locked WHERE c.ctid = locked.tid
+  RETURNING c.key, (c.expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
   SELECT {user}, array_agg(key) FROM deleted WHERE live HAVING count(*) > 0)
@@ -271,11 +280,19 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		return nil, err
 	}
 	values := make(map[string]Value, len(keys))
-	if c.negative != nil {
-		keys = slices.DeleteFunc(slices.Clone(keys), c.absent)
+	one, batch := c.getOne, c.getBatch
+	if c.local != nil && c.tx == nil {
+		one, batch = c.getOneAged, c.getBatchAged
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+			kept, _, says := c.recall(key)
+			if says == present {
+				values[key] = Value(kept.text)
+			}
+			return says != unknown
+		})
 	}
 	for chunk := range slices.Chunk(keys, chunkKeys) {
-		results, err := c.getBatch(ctx, chunk)
+		results, err := batch(ctx, chunk)
 		if err != nil {
 			return nil, err
 		}
@@ -283,7 +300,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 			c.stats.lookup(hit.found)
 			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
-				if hit, err = c.getOne(ctx, chunk[i]); err != nil {
+				if hit, err = one(ctx, chunk[i]); err != nil {
 					return nil, err
 				}
 			}
@@ -402,7 +419,7 @@ func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
 		return err
 	}
 	if err := f(c.WithTx(tx)); err != nil {
-		c.run(func() { tx.Rollback() }) // it waits for a statement that goes on
+		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
 		return err
 	}
 	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })

@@ -21,13 +21,19 @@ type Config struct {
 	// server enforces that. Defaults to the connection's role (current_user).
 	User string
 
-	// MaxStaleness is how old an answer may be that is given without asking the
-	// database. Then Get, GetMany, Exists and TTL answer most misses from a filter of
-	// the keys, in memory: such a miss was true at some moment within the last
-	// MaxStaleness, and what this Cache itself has written is never missed. What
-	// another process wrote a moment ago may be. Every connection of the pool must
-	// have the same current_user. Defaults to 0: every answer asks the database.
+	// MaxStaleness is how old an answer may be that is given from memory, hit or miss,
+	// without asking the database. Get, GetMany, Exists, TTL and GetOrSet then give such
+	// answers, each of which was true at some moment within the last MaxStaleness. This
+	// Cache's own completed writes are visible to it at once; what another process wrote
+	// a moment ago may be missed. No value outlives its TTL. Every connection of the pool
+	// must have the same current_user, and one primary server stand behind it. Defaults
+	// to 0: every answer asks the database.
 	MaxStaleness time.Duration
+
+	// LocalBytes is how much memory the values may take that are kept for such answers.
+	// A value that takes more than a 64th of it is not kept. Defaults to 64 MiB;
+	// negative: none are kept, and only misses are answered from memory.
+	LocalBytes int
 
 	// CleanupInterval is how often expired entries, of every user, are removed in
 	// the background, from New to Close. Processes with the same interval share
@@ -53,6 +59,13 @@ func (cfg Config) schema() string {
 		return "public"
 	}
 	return cfg.Schema
+}
+
+func (cfg Config) localBytes() int {
+	if cfg.LocalBytes == 0 {
+		return 64 << 20
+	}
+	return cfg.LocalBytes
 }
 
 func (cfg Config) check() error {
@@ -106,7 +119,8 @@ type core struct {
 	walks      walks
 	loads      loads
 
-	negative *negative // nil without MaxStaleness
+	local *local // nil without MaxStaleness
+	feed  *feed
 }
 
 // New returns a cache over db, which stays the caller's to close. It does no I/O;
@@ -135,8 +149,9 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 	c.walks = newWalks(c)
 	c.loads = newLoads(c)
 	if cfg.MaxStaleness > 0 {
-		c.negative = newNegative(c)
+		c.local = newLocal(cfg.MaxStaleness, cfg.localBytes())
 	}
+	c.feed = newFeed(c, c.local)
 	if cfg.CleanupInterval > 0 {
 		c.run(c.cleanUp)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -67,7 +68,7 @@ type stamp struct {
 // writes runs a statement that gives one stamp for each row that it wrote, or one for
 // all, and returns how many it gave. The stamp is read only where local answers need it.
 func (c *Cache) writes(ctx context.Context, s *statement, args []any) (n int64, at stamp, err error) {
-	if c.negative == nil || c.tx != nil {
+	if c.local == nil || c.tx != nil {
 		n, err = c.exec(ctx, s, args...)
 		return n, stamp{}, err
 	}
@@ -133,6 +134,7 @@ type lookup struct {
 	value stored
 	found bool
 	large bool // there, but to be fetched by a statement of its own
+	kept  bool // this is an answer from memory, and counted
 
 	// Of an aged lookup that found something.
 	now     float64 // the server's clock, in seconds since 1970
@@ -151,14 +153,17 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 	}
 	var v stored
 	if err == nil {
-		if c.absent(key) {
+		switch kept, _, says := c.recall(key); says {
+		case present:
+			v, found = stored{text: kept.text, isText: true}, true
+		case absent:
 			return false, nil
+		default:
+			v, found, err = c.get(ctx, key)
+			if err == nil {
+				c.stats.lookup(found)
+			}
 		}
-		v, found, err = c.get(ctx, key)
-		c.answered(key, found, err)
-	}
-	if err == nil {
-		c.stats.lookup(found)
 	}
 	if found && err == nil {
 		if err = v.decode(dest); err != nil {
@@ -175,7 +180,12 @@ SELECT value, value_bytes FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
 
+// get asks the database for key.
 func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err error) {
+	if c.local != nil && c.tx == nil {
+		hit, err := c.getAged(ctx, key)
+		return hit.value, hit.found, err
+	}
 	if c.coalesces() {
 		hit, err := c.single.gets.do(ctx, key)
 		if err == nil && hit.large {
@@ -204,26 +214,62 @@ FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
 
-// getAged looks key up and tells the end of its life, too.
-func (c *Cache) getAged(ctx context.Context, key string) (lookup, error) {
+// find looks key up, in memory first.
+func (c *Cache) find(ctx context.Context, key string) (lookup, error) {
+	if hit := c.recalled(key); hit.kept {
+		return hit, nil
+	}
+	v, found, err := c.get(ctx, key)
+	return lookup{value: v, found: found}, err
+}
+
+// findAged is find, and tells the end of the key's life, too.
+func (c *Cache) findAged(ctx context.Context, key string) (lookup, error) {
+	if hit := c.recalled(key); hit.kept {
+		return hit, nil
+	}
+	return c.getAged(ctx, key)
+}
+
+// recalled is what memory answers for key; kept is false where it does not.
+func (c *Cache) recalled(key string) lookup {
+	v, left, says := c.recall(key)
+	hit := lookup{kept: says != unknown}
+	if says == present {
+		hit.value, hit.found, hit.expires = stored{text: v.text, isText: true}, true, math.Inf(1)
+		if left != noExpiry {
+			hit.now, hit.expires = float64(v.expires-left)/1e6, float64(v.expires)/1e6
+		}
+	}
+	return hit
+}
+
+// getAged asks the database for key, and for the end of its life.
+func (c *Cache) getAged(ctx context.Context, key string) (hit lookup, err error) {
 	if c.coalesces() {
-		hit, err := c.single.agings.do(ctx, key)
+		hit, err = c.single.agings.do(ctx, key)
 		if err == nil && hit.large {
 			hit, err = c.single.agings.alone(ctx, key)
 		}
-		return hit, err
+	} else {
+		hit, err = c.getOneAged(ctx, key)
 	}
-	return c.getOneAged(ctx, key)
+	c.answered(key, hit.found, err)
+	return hit, err
 }
 
 func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
-	hit, _, err := first(query(ctx, c, c.single.aged, c.args(key), func(rows *sql.Rows) (lookup, error) {
+	tickets := c.tickets(key)
+	hit, found, err := first(query(ctx, c, c.single.aged, c.args(key), func(rows *sql.Rows) (lookup, error) {
 		hit := lookup{found: true}
 		var value, valueBytes any
 		err := rows.Scan(&value, &valueBytes, &hit.now, &hit.expires)
 		hit.value, _ = fromColumns(value, valueBytes)
 		return hit, err
 	}))
+	if found && tickets != nil {
+		c.keep(key, tickets[0], hit)
+	}
 	return hit, err
 }
 
@@ -280,8 +326,8 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
 	if err = checkKey(key); err == nil {
-		if c.absent(key) {
-			return false, nil
+		if _, _, says := c.recall(key); says != unknown {
+			return says == present, nil
 		}
 		exists, err = c.exists(ctx, key)
 		c.answered(key, exists, err)

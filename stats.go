@@ -8,11 +8,11 @@ import (
 // Stats is what a Cache, with all that its WithTx returned, has done since it was
 // made. Only calls that succeeded count, but for Errors.
 type Stats struct {
-	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take or GetOrSet, and found
+	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take, GetOrSet and its kin, and found
 	Misses  int64 // keys looked up, and not found
-	Sets    int64 // entries written by Set, SetMany, Add, Increment or GetOrSet
-	Deletes int64 // entries removed by Delete, DeleteMany, Take or Clear
-	Loads   int64 // calls of GetOrSet's loaders
+	Sets    int64 // entries written by Set, SetMany, Add, Increment, GetOrSet and its kin
+	Deletes int64 // entries removed by Delete, DeleteMany, DeletePrefix, Take or Clear
+	Loads   int64 // calls of the loaders of GetOrSet and its kin
 
 	Statements int64 // sent to the database
 	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge
@@ -20,11 +20,24 @@ type Stats struct {
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 
-	// Of the filter that Config.MaxStaleness turns on.
-	FilterAnswers  int64 // misses answered without a statement
+	FilterAnswers int64 // misses that were answered from memory, without a statement
+	LocalHits     int64 // hits that were answered from memory, without a statement
+	Local         LocalStats
+}
+
+// LocalStats is of the answers from memory that Config.MaxStaleness turns on.
+type LocalStats struct {
+	Hits      int64         // answered from kept values, as Stats.LocalHits
+	Misses    int64         // answered from the filter, as Stats.FilterAnswers
+	Values    int           // kept now, those that may not be answered any more among them
+	Bytes     int64         // of memory that they take, about
+	Evictions int64         // values that had to go for others
+	CatchUps  int64         // readings of what others have changed
+	Resets    int64         // times that all was forgotten, since something was in doubt
+	Age       time.Duration // since the last catch-up; 0: at the moment nothing may be answered
+
 	FalsePositives int64 // keys that the filter took to be there, and were not
-	CatchUps       int64 // fetches of the keys that others inserted
-	Rebuilds       int64 // fetches of all keys, the first one included
+	FilterLoads    int64 // readings of all keys
 	FilterKeys     int   // held now, deleted ones among them
 	FilterBytes    int   // of memory, held now
 }
@@ -67,8 +80,12 @@ func (c *Cache) Stats() Stats {
 	if at := n.lastCleanup.Load(); at != 0 {
 		s.LastCleanup = time.UnixMicro(at)
 	}
-	if c.negative != nil {
-		c.negative.stats(&s)
+	if c.local != nil {
+		s.Local = c.local.stats()
+		s.Local.CatchUps = c.feed.catchUps.Load()
+		s.LocalHits, s.FilterAnswers = s.Local.Hits, s.Local.Misses
+		s.Hits += s.LocalHits
+		s.Misses += s.FilterAnswers
 	}
 	return s
 }

@@ -65,7 +65,10 @@ LIMIT 1`
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
 	var micros *int64
 	if err = checkKey(key); err == nil {
-		if c.absent(key) {
+		switch _, left, says := c.recall(key); says {
+		case present:
+			return fromMicros(left), true, nil
+		case absent:
 			return 0, false, nil
 		}
 		micros, found, err = first(query(ctx, c, c.ttls.ttl, c.args(key), func(rows *sql.Rows) (micros *int64, err error) {
@@ -81,10 +84,19 @@ func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found b
 		return 0, false, c.fail(ctx, "ttl", err)
 	case micros == nil:
 		return NoExpiry, true, nil
-	case *micros > math.MaxInt64/int64(time.Microsecond):
-		return math.MaxInt64, true, nil
 	}
-	return time.Duration(*micros) * time.Microsecond, true, nil
+	return fromMicros(*micros), true, nil
+}
+
+// fromMicros is the TTL of an entry that has this long to live; noExpiry is NoExpiry.
+func fromMicros(micros int64) time.Duration {
+	switch {
+	case micros == noExpiry:
+		return NoExpiry
+	case micros > math.MaxInt64/int64(time.Microsecond):
+		return math.MaxInt64
+	}
+	return time.Duration(micros) * time.Microsecond
 }
 
 const expireSQL = `

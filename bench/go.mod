@@ -15,6 +15,7 @@ require (
 require (
 	github.com/bits-and-blooms/bitset v1.24.2 // indirect
 	github.com/dgryski/go-metro v0.0.0-20200812162917-85c65e2d0165 // indirect
+	github.com/maypok86/otter/v2 v2.4.0 // indirect
 )
 
 require (

@@ -9,6 +9,9 @@ require (
 	github.com/lib/pq v1.12.3
 )
 
-require github.com/xi2/xz v0.0.0-20171230120015-48954b6210f8 // indirect
+require (
+	github.com/maypok86/otter/v2 v2.4.0 // indirect
+	github.com/xi2/xz v0.0.0-20171230120015-48954b6210f8 // indirect
+)
 
 replace github.com/fastpgcache/fastpgcache => ../

@@ -94,7 +94,7 @@ func open(dsn string, staleness time.Duration) (*fastpgcache.Cache, error) {
 }
 
 func load(c *fastpgcache.Cache) error {
-	for begin := time.Now(); c.Stats().Rebuilds == 0; runtime.Gosched() {
+	for begin := time.Now(); c.Stats().Local.FilterLoads == 0; runtime.Gosched() {
 		if time.Since(begin) > time.Minute {
 			return errors.New("no filter")
 		}
@@ -183,7 +183,7 @@ func misses(ctx context.Context, dsn string) error {
 			}
 		}
 		rounds = append(rounds, time.Since(begin))
-		if after := fresh.Stats(); after.CatchUps == before.CatchUps {
+		if after := fresh.Stats(); after.Local.CatchUps == before.Local.CatchUps {
 			return errors.New("no catch-up")
 		}
 	}
@@ -213,7 +213,7 @@ func loading(ctx context.Context, dsn string, n int) error {
 	}
 	s := c.Stats()
 	fmt.Printf("loaded in %v, %.2f bytes a key, %.4f %% false positives; the heap grew to %d MB from %d MB\n",
-		took.Round(time.Millisecond), float64(s.FilterBytes)/float64(n), 100*float64(s.FalsePositives)/asked, after.HeapSys>>20, before.HeapSys>>20)
+		took.Round(time.Millisecond), float64(s.Local.FilterBytes)/float64(n), 100*float64(s.Local.FalsePositives)/asked, after.HeapSys>>20, before.HeapSys>>20)
 	return nil
 }
 
@@ -249,7 +249,7 @@ func catchUps(ctx context.Context, dsn string, db *sql.DB) error {
 		slices.Sort(each)
 		fmt.Printf("catch-up, %-28s %6d µs, 90 %% in %6d; a lookup %5d µs; %.1f keys each, %d rebuilds\n", name,
 			each[len(each)/2].Microseconds(), each[len(each)*9/10].Microseconds(), lookups[500].Microseconds(),
-			float64(after.FilterKeys-before.FilterKeys)/float64(len(each)), after.Rebuilds-before.Rebuilds)
+			float64(after.Local.FilterKeys-before.Local.FilterKeys)/float64(len(each)), after.Local.FilterLoads-before.Local.FilterLoads)
 		return nil
 	}
 	if err := round("nothing new"); err != nil {

@@ -32,7 +32,7 @@ func testFilter(s *suite, t *testing.T) {
 			t.Errorf("got %v, %v, want another process's key", found, err)
 		}
 	}
-	if stats := c.Stats(); stats.Rebuilds == 0 || stats.CatchUps == 0 || stats.Errors > 0 {
+	if stats := c.Stats(); stats.Local.FilterLoads == 0 || stats.Local.CatchUps == 0 || stats.Errors > 0 {
 		t.Errorf("got %+v", stats)
 	}
 }

@@ -30,7 +30,7 @@ func loadFilter(t testing.TB, c *Cache) {
 	eventually(t, "a filter", func() bool {
 		wantMiss(t, c, "no such key")
 		now := c.Stats()
-		return now.Rebuilds > before.Rebuilds && now.FilterAnswers > before.FilterAnswers
+		return now.Local.FilterLoads > before.Local.FilterLoads && now.FilterAnswers > before.FilterAnswers
 	})
 }
 
@@ -58,28 +58,29 @@ func check(t testing.TB, err error) {
 // hour is a staleness at which nothing but the filter's own logic makes a key visible.
 const hour = time.Hour
 
-// outdate makes the filter as good as too old, as waiting for MaxStaleness does.
+// outdate makes what is held as good as too old, as waiting for MaxStaleness does.
 func outdate(c *Cache) {
-	n := c.negative
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if g := n.current.Load(); g != nil {
-		old := *g
-		old.at = old.at.Add(-n.maxStaleness)
-		n.current.Store(&old)
+	k := c.local.kept
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if m := k.current.Load(); m != nil {
+		old := *m
+		old.at.monotonic -= int64(c.local.maxStaleness)
+		old.at.wall -= int64(c.local.maxStaleness)
+		k.current.Store(&old)
 	}
 }
 
-// catchUp lets the filter catch up, or be loaded, until it answers.
+// catchUp lets the cache catch up, or begin anew, until its filter answers.
 func catchUp(t testing.TB, c *Cache) {
 	t.Helper()
-	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
+	eventually(t, "the goroutine's end", func() bool { return !c.feed.busy.Load() })
 	before := c.Stats()
 	outdate(c)
 	eventually(t, "a catch-up", func() bool {
 		wantMiss(t, c, "no such key")
 		now := c.Stats()
-		return now.CatchUps+now.Rebuilds > before.CatchUps+before.Rebuilds && now.FilterAnswers > before.FilterAnswers
+		return now.Local.CatchUps > before.Local.CatchUps && now.FilterAnswers > before.FilterAnswers
 	})
 }
 
@@ -108,8 +109,8 @@ func TestAMissIsAnsweredWithoutTheDatabase(t *testing.T) {
 	if got := after.FilterAnswers - before.FilterAnswers; got != 5 || after.Misses-before.Misses != 5 {
 		t.Errorf("got %d answers and %d misses, want 5", got, after.Misses-before.Misses)
 	}
-	if after.FilterKeys != 2 || after.FilterBytes == 0 {
-		t.Errorf("got %d keys in %d bytes, want 2 keys", after.FilterKeys, after.FilterBytes)
+	if after.Local.FilterKeys != 2 || after.Local.FilterBytes == 0 {
+		t.Errorf("got %d keys in %d bytes, want 2 keys", after.Local.FilterKeys, after.Local.FilterBytes)
 	}
 	if values, err := c.GetMany(ctx, []string{"missing", "there", "there"}); len(values) != 1 || err != nil {
 		t.Error(values, err)
@@ -233,7 +234,7 @@ func TestOwnWritesDuringARebuildAreNeverMissed(t *testing.T) {
 		catchUp(t, c)
 	}
 	close(stop)
-	t.Log(<-done+<-done+<-done, "writes", c.Stats().Rebuilds, "rebuilds")
+	t.Log(<-done+<-done+<-done, "writes", c.Stats().Local.FilterLoads, "rebuilds")
 }
 
 func TestInATransactionTheDatabaseIsAsked(t *testing.T) {
@@ -264,7 +265,7 @@ func TestAnotherProcessesWritesAreSeenWithinMaxStaleness(t *testing.T) {
 		}
 		wantHit(t, c, key)
 	}
-	if s := c.Stats(); s.FilterAnswers < 20 || s.CatchUps < 5 {
+	if s := c.Stats(); s.FilterAnswers < 20 || s.Local.CatchUps < 5 {
 		t.Errorf("the filter took no part: %+v", s)
 	}
 }
@@ -350,12 +351,14 @@ func TestANewEpochMakesANewFilter(t *testing.T) {
 		}
 	}
 	check(t, Setup(ctx, db, SetupConfig{}))
-	// Rows whose xids say nothing to a filter from before.
+	// Rows of which nobody hears.
 	const restore = `
-		SET session_replication_role = replica;
-		ALTER TABLE cache DISABLE TRIGGER cache_stamp_insert;
-		INSERT INTO cache (key, value, created_xid) VALUES ('restored', '', 3);
-		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_stamp_insert`
+		ALTER TABLE cache DISABLE TRIGGER ALL;
+		INSERT INTO cache (key, value) VALUES ('restored', '');
+		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_changed_insert;
+		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_changed_update;
+		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_moved;
+		ALTER TABLE cache ENABLE ALWAYS TRIGGER cache_deleted`
 	c := openCache(t, dsn, Config{MaxStaleness: hour, OnError: func(err error) { t.Log(err) }})
 	check(t, c.Set(ctx, "before", 1, 0))
 	for _, change := range []struct {
@@ -401,14 +404,12 @@ func loadFilterAfter(t testing.TB, c *Cache) {
 func TestXidsThatRunAgainMakeANewFilter(t *testing.T) {
 	dsn, _ := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
-	c.negative.mu.Lock()
-	ahead := *c.negative.current.Load()
-	ahead.since.xmax += 1000
-	c.negative.current.Store(&ahead)
-	c.negative.mu.Unlock()
-	before := c.Stats().Rebuilds
+	eventually(t, "the goroutine's end", func() bool { return c.feed.busy.CompareAndSwap(false, true) })
+	c.feed.position.snapshot.xmax += 1000
+	c.feed.busy.Store(false)
+	before := c.Stats().Local.FilterLoads
 	catchUp(t, c)
-	if got := c.Stats().Rebuilds - before; got != 1 {
+	if got := c.Stats().Local.FilterLoads - before; got != 1 {
 		t.Errorf("got %d rebuilds, want 1", got)
 	}
 }
@@ -447,20 +448,20 @@ func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
 	}
 	s := c.Stats()
 	// Keys with the same fingerprint and buckets are held once.
-	if s.FilterKeys < keys-keys/1000 || s.Rebuilds < 2 || s.Rebuilds > 12 || s.FilterBytes > 4*keys {
-		t.Errorf("got %d keys, %d bytes, after %d rebuilds", s.FilterKeys, s.FilterBytes, s.Rebuilds)
+	if s.Local.FilterKeys < keys-keys/1000 || s.Local.FilterLoads < 2 || s.Local.FilterLoads > 12 || s.Local.FilterBytes > 4*keys {
+		t.Errorf("got %d keys, %d bytes, after %d rebuilds", s.Local.FilterKeys, s.Local.FilterBytes, s.Local.FilterLoads)
 	}
 }
 
 func TestALookupThatEndsBehindACatchUpStartsNone(t *testing.T) {
 	dsn, _ := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
-	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
+	eventually(t, "the goroutine's end", func() bool { return !c.feed.busy.Load() })
 	before := c.Stats()
-	c.answered("missing", false, nil)
-	eventually(t, "the goroutine's end", func() bool { return !c.negative.busy.Load() })
-	if after := c.Stats(); after.CatchUps != before.CatchUps || after.Rebuilds != before.Rebuilds {
-		t.Errorf("got %d catch-ups and %d rebuilds more", after.CatchUps-before.CatchUps, after.Rebuilds-before.Rebuilds)
+	c.feed.refresh()
+	eventually(t, "the goroutine's end", func() bool { return !c.feed.busy.Load() })
+	if after := c.Stats(); after.Local.CatchUps != before.Local.CatchUps || after.Local.FilterLoads != before.Local.FilterLoads {
+		t.Errorf("got %d catch-ups and %d rebuilds more", after.Local.CatchUps-before.Local.CatchUps, after.Local.FilterLoads-before.Local.FilterLoads)
 	}
 }
 
@@ -475,42 +476,46 @@ func TestManyNewKeysAreCaughtUp(t *testing.T) {
 		}
 		check(t, other.SetMany(ctx, items, 0))
 	}
-	set("at first ", 30000)
+	set("at first ", 3000)
 	c := openCache(t, dsn, Config{MaxStaleness: hour})
-	c.negative.grown = 100000 // so that the filter need not grow
+	c.local.misses.grown = 200000 // so that the filter need not grow
 	loadFilter(t, c)
-	want := func(rebuilds int64, prefix string, n int) {
+	want := func(resets int64, prefix string, n int) {
 		t.Helper()
-		before := c.Stats().Rebuilds
+		before := c.Stats().Local.Resets
 		catchUp(t, c)
 		for i := 0; i < n; i += 97 {
 			wantHit(t, c, fmt.Sprint(prefix, i))
 		}
-		if got := c.Stats().Rebuilds - before; got != rebuilds {
-			t.Errorf("%s: got %d rebuilds, want %d", prefix, got, rebuilds)
+		if got := c.Stats().Local.Resets - before; got != resets {
+			t.Errorf("%s: got %d resets, want %d", prefix, got, resets)
 		}
 	}
 	for i := range 13 {
 		set(fmt.Sprint("in short transactions ", i, " "), 999)
 	}
-	before := c.Stats().CatchUps
 	want(0, "in short transactions 12 ", 999)
-	if got := c.Stats().CatchUps - before; got != 2 {
-		t.Errorf("got %d pages, want 2", got)
+	set("in one transaction ", newsKeys-1)
+	want(0, "in one transaction ", newsKeys-1)
+	if got, most := c.local.soon.Load(), c.local.latest()/2; got > int64(most) {
+		t.Errorf("the next catch-up is due after %v, want sooner than %v", time.Duration(got), most)
 	}
-	set("in one transaction ", sinceKeys+1)
-	want(1, "in one transaction ", sinceKeys+1)
+	set("in one too large ", newsKeys)
+	want(1, "in one too large ", newsKeys)
 
-	tx, err := other.db.BeginTx(ctx, nil)
-	check(t, err)
-	items := make(map[string]any)
-	for i := range sinceKeys + 1 {
-		items[fmt.Sprint("in one late transaction ", i)] = i
+	for _, n := range []int{newsKeys - 1, newsKeys} {
+		tx, err := other.db.BeginTx(ctx, nil)
+		check(t, err)
+		items := make(map[string]any)
+		for i := range n {
+			items[fmt.Sprint("in one late transaction ", i)] = i
+		}
+		check(t, other.WithTx(tx).SetMany(ctx, items, 0))
+		set("another ", 1)
+		want(0, "another ", 1)
+		check(t, tx.Commit())
+		want(int64(n-(newsKeys-1)), "in one late transaction ", n)
 	}
-	check(t, other.WithTx(tx).SetMany(ctx, items, 0))
-	want(0, "", 0)
-	check(t, tx.Commit())
-	want(1, "in one late transaction ", sinceKeys+1)
 }
 
 func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
@@ -530,9 +535,9 @@ func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
 	eventually(t, "a new filter", func() bool {
 		_, err := c.GetMany(ctx, keys)
 		check(t, err)
-		return c.Stats().Rebuilds == 2 && c.Stats().FilterKeys == 0
+		return c.Stats().Local.FilterLoads == 2 && c.Stats().Local.FilterKeys == 0
 	})
-	if s := c.Stats(); s.FalsePositives < 256 {
+	if s := c.Stats(); s.Local.FalsePositives < 256 {
 		t.Errorf("got %+v", s)
 	}
 
@@ -546,7 +551,7 @@ func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
 		catchUp(t, c)
 	}
 	after := c.Stats()
-	if got, most := after.Rebuilds-before.Rebuilds, (after.FalsePositives-before.FalsePositives)/256; got > most {
+	if got, most := after.Local.FilterLoads-before.Local.FilterLoads, (after.Local.FalsePositives-before.Local.FalsePositives)/256; got > most {
 		t.Errorf("got %d rebuilds, want at most %d", got, most)
 	}
 }
@@ -563,7 +568,7 @@ func TestOneConnectionIsEnough(t *testing.T) {
 	c.db.SetMaxOpenConns(1)
 	wantMiss(t, c, "missing")
 	served := 0
-	for c.Stats().Rebuilds == 0 {
+	for c.Stats().Local.FilterLoads == 0 {
 		wantHit(t, c, "k1")
 		served++
 	}
@@ -591,11 +596,11 @@ func TestAnIdleFilterDoesNothingAndCloseLeavesNothing(t *testing.T) {
 		t.Errorf("New: got %d statements, want none", s.Statements)
 	}
 	wantMiss(t, c, "missing")
-	eventually(t, "a filter", func() bool { return c.Stats().Rebuilds == 1 })
+	eventually(t, "a filter", func() bool { return c.Stats().Local.FilterLoads == 1 })
 	eventually(t, "no goroutine", func() bool { return runtime.NumGoroutine() <= before })
 	idle := c.Stats()
 	time.Sleep(30 * time.Millisecond)
-	if got := c.Stats(); got != idle {
+	if got := c.Stats(); got.Statements != idle.Statements {
 		t.Errorf("idle: got %+v, want %+v", got, idle)
 	}
 	for range 100 {
@@ -636,10 +641,10 @@ func TestAFilterThatCannotBeLoadedIsReportedAndNotTriedAllTheTime(t *testing.T) 
 	if got := len(reported); got < 1 || got > 3 {
 		t.Errorf("got %d errors in 250 ms, want 1 to 3", got)
 	}
-	if err := <-reported; !errors.Is(err, ErrNotPermitted) || !strings.HasPrefix(err.Error(), "fastpgcache: filter: ") {
+	if err := <-reported; !errors.Is(err, ErrNotPermitted) || !strings.HasPrefix(err.Error(), "fastpgcache: catch up: ") {
 		t.Errorf("got %v, want ErrNotPermitted", err)
 	}
-	_, err = openDB(t, admin).Exec(`GRANT SELECT ON cache_epoch TO PUBLIC`)
+	_, err = openDB(t, admin).Exec(`GRANT SELECT, INSERT (user_id), UPDATE ON cache_epoch TO PUBLIC`)
 	check(t, err)
 	loadFilterAfter(t, c)
 }
@@ -664,7 +669,7 @@ func TestALabelAndAnOddSchemaHaveAFilterOfTheirOwn(t *testing.T) {
 	check(t, openCache(t, admin, Config{Schema: schema, User: "a"}).Set(ctx, "a's", 1, 0))
 	catchUp(t, a)
 	wantHit(t, a, "a's")
-	if got := a.Stats().FilterKeys; got != 1 {
+	if got := a.Stats().Local.FilterKeys; got != 1 {
 		t.Errorf("got %d keys, want 1", got)
 	}
 }
@@ -678,6 +683,8 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 	var user string
 	check(t, role.QueryRow(`SELECT current_user`).Scan(&user))
 	_, err := owner.Exec(`INSERT INTO cache (user_id, key, value) SELECT $1, 'k' || i, repeat('x', 100) FROM generate_series(1, 100000) i`, user)
+	check(t, err)
+	_, err = owner.Exec(`INSERT INTO cache_change (user_id, keys) SELECT $1, ARRAY['k' || i] FROM generate_series(1, 100000) i`, user)
 	check(t, err)
 	// A transaction that has put in as much and is not through.
 	open, err := owner.Begin()
@@ -695,15 +702,15 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 		conn, err := db.Conn(ctx)
 		check(t, err)
 		defer conn.Close()
-		text := newStatements("public", label).new(sinceSQL).text
+		text := newStatements("public", label).new(newsSQL).text
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
-			for _, literal := range []string{"PREPARE s(bigint, text, text) AS ", "PREPARE s(bigint, text, text, text) AS "} {
-				if (label == "") != strings.Contains(literal, "(bigint, text, text)") {
+			for _, literal := range []string{"PREPARE s(bigint, text, text, text) AS ", "PREPARE s(bigint, text, text, text, text) AS "} {
+				if (label == "") != strings.Contains(literal, "(bigint, text, text, text)") {
 					continue
 				}
 				var xmax int64
 				check(t, conn.QueryRowContext(ctx, `SELECT txid_snapshot_xmax(txid_current_snapshot())`).Scan(&xmax))
-				args := fmt.Sprintf(`%d, '%d,%d', '"public".cache'`, xmax, late, ended)
+				args := fmt.Sprintf(`%d, '%d,%d', '"public".cache', '"public".cache_change'`, xmax, late, ended)
 				if label != "" {
 					args += ", " + pq.QuoteLiteral(label)
 				}
@@ -731,7 +738,7 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 					}
 				}
 				check(t, rows.Err())
-				if buffers < 0 || buffers > 50 || strings.Contains(plan.String(), "Seq Scan on cache\n") || strings.Contains(plan.String(), "Seq Scan on cache ") {
+				if buffers < 0 || buffers > 50 || strings.Contains(plan.String(), "Seq Scan on cache") {
 					t.Errorf("%s, label %q: %d buffers:\n%s", mode, label, buffers, plan.String())
 				}
 				_, err = conn.ExecContext(ctx, `DEALLOCATE s`)
@@ -739,7 +746,7 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 			}
 		}
 	}
-	for _, state := range []string{"", `ANALYZE cache`, `VACUUM cache`} {
+	for _, state := range []string{"", `ANALYZE cache, cache_change`, `VACUUM cache, cache_change`} {
 		if state != "" {
 			_, err := owner.Exec(state)
 			check(t, err)

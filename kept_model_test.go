@@ -1,0 +1,577 @@
+package fastpgcache
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The model of local answers: two processes, each with the real code of kept, misses and
+// feed, and a server that is made up. Everybody acts in small steps, of which one at a
+// time happens, in random order. Each answer is held against what was true when.
+
+// worlds is how many random histories a test run explores, unless
+// FASTPGCACHE_MODEL_WORLDS says so.
+const worlds = 10000
+
+// version is what a key answered from a time on.
+type version struct {
+	text    string // empty: it is absent
+	at      int64
+	expires int64
+}
+
+// world is the server, and what happens in it. Its clock is in microseconds.
+type world struct {
+	random *rand.Rand
+	pause  func() // ends a step of whoever acts
+
+	time    int64
+	keys    []string
+	history map[string][]version // what was committed
+	next    int64                // transaction
+	running map[int64]bool
+	feed    []feedRow
+	locks   map[string]int64 // by which transaction
+	trimmed snapshot
+	token   int
+	silent  bool // the triggers are disabled
+	down    int  // how often the server crashed
+	values  int
+
+	actors []*modelActor
+	wrong  string
+	hits   int
+	misses int
+}
+
+type feedRow struct {
+	xid  int64
+	keys []string // nil: all
+}
+
+// process is one that has the code in question.
+type process struct {
+	*world
+	local    *local
+	position position
+	busy     bool           // somebody reads the feed
+	own      map[string]int // of each key, the version of the last own write that has ended
+}
+
+const serverAhead = 1_000_000 // of the processes' clocks, in microseconds
+
+func (w *world) now() int64 { return w.time + serverAhead }
+
+func (w *world) last(key string) version {
+	h := w.history[key]
+	return h[len(h)-1]
+}
+
+func (w *world) snapshot() snapshot {
+	s := snapshot{w.next, slices.Sorted(maps.Keys(w.running))}
+	parsed, err := parseSnapshot(fmt.Sprintf("1:%d:%s", s.xmax, strings.Trim(strings.ReplaceAll(fmt.Sprint(s.running), " ", ","), "[]")))
+	if err != nil {
+		panic(err)
+	}
+	return parsed
+}
+
+func (w *world) begin() int64 {
+	xid := w.next
+	w.next++
+	w.running[xid] = true
+	return xid
+}
+
+// lock waits for key. It reports false if the server crashed meanwhile.
+func (w *world) lock(xid int64, key string) bool {
+	for w.locks[key] != 0 && w.locks[key] != xid {
+		w.pause()
+	}
+	if !w.running[xid] {
+		return false
+	}
+	w.locks[key] = xid
+	return true
+}
+
+// end commits what xid did, or not.
+func (w *world) end(xid int64, changes map[string]version, rows ...feedRow) bool {
+	for key, by := range w.locks {
+		if by == xid {
+			delete(w.locks, key)
+		}
+	}
+	if !w.running[xid] {
+		return false
+	}
+	delete(w.running, xid)
+	for key, v := range changes {
+		v.at = w.time
+		w.history[key] = append(w.history[key], v)
+	}
+	w.feed = append(w.feed, rows...)
+	return true
+}
+
+// version makes one up, absent ones and ones that expire soon among them.
+func (w *world) version() version {
+	if w.random.IntN(5) == 0 {
+		return version{expires: noExpiry}
+	}
+	w.values++
+	v := version{text: fmt.Sprint("v", w.values), expires: noExpiry}
+	if w.random.IntN(3) == 0 {
+		v.expires = w.now() + w.random.Int64N(40)
+	}
+	return v
+}
+
+// some returns up to three keys, in order.
+func (w *world) some() []string {
+	keys := slices.Clone(w.keys)
+	w.random.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	keys = keys[:1+w.random.IntN(len(keys))]
+	slices.Sort(keys)
+	return keys
+}
+
+// modelActor acts until it returns, in steps.
+type modelActor struct {
+	step  func() (struct{}, bool)
+	stop  func()
+	pause func()
+}
+
+var errStopped = fmt.Errorf("the world ended")
+
+// actor adds one that does act.
+func (w *world) actor(act func()) *modelActor {
+	a := &modelActor{}
+	a.step, a.stop = iter.Pull(func(yield func(struct{}) bool) {
+		defer func() {
+			if r := recover(); r != nil && r != errStopped {
+				panic(r)
+			}
+		}()
+		a.pause = func() {
+			if !yield(struct{}{}) {
+				panic(errStopped)
+			}
+		}
+		a.pause()
+		act()
+	})
+	w.actors = append(w.actors, a)
+	w.step(a)
+	return a
+}
+
+// step lets a take a step. It reports whether there is another one.
+func (w *world) step(a *modelActor) bool {
+	w.pause = a.pause
+	_, more := a.step()
+	return more
+}
+
+// run lets one actor after the other take a step until none is left.
+func (w *world) run() {
+	for len(w.actors) > 0 && w.wrong == "" {
+		w.time++
+		i := w.random.IntN(len(w.actors))
+		if !w.step(w.actors[i]) {
+			w.actors = slices.Delete(w.actors, i, i+1)
+		}
+		if w.time > 100_000 {
+			w.wrong = "nobody gets on"
+		}
+	}
+	for _, a := range w.actors {
+		a.stop()
+	}
+}
+
+// foreign writes keys as somebody who knows nothing of us: slowly, in a transaction.
+func (w *world) foreign() {
+	xid := w.begin()
+	changes := map[string]version{}
+	var rows []feedRow
+	for _, key := range w.some() {
+		w.pause()
+		if !w.lock(xid, key) {
+			return
+		}
+		changes[key] = w.version()
+		if !w.silent {
+			rows = append(rows, feedRow{xid, []string{key}})
+		}
+	}
+	w.pause()
+	if w.random.IntN(5) == 0 { // a rollback
+		changes, rows = nil, nil
+	}
+	w.end(xid, changes, rows...)
+}
+
+// trim removes what an old snapshot sees.
+func (w *world) trim() {
+	old := w.snapshot()
+	w.pause()
+	w.feed = slices.DeleteFunc(w.feed, func(r feedRow) bool { return old.saw(r.xid) })
+	w.trimmed = old
+}
+
+// administrate does what leaves no row in the feed.
+func (w *world) administrate() {
+	free := func() bool { return len(w.locks) == 0 }
+	switch w.random.IntN(3) {
+	case 0: // TRUNCATE, or another table in its place
+		for !free() {
+			w.pause()
+		}
+		for _, key := range w.keys {
+			w.history[key] = append(w.history[key], version{at: w.time, expires: noExpiry})
+		}
+		w.token++
+	case 1: // DISABLE TRIGGER, some writes, ENABLE ALWAYS TRIGGER
+		for !free() {
+			w.pause()
+		}
+		w.token++
+		w.silent = true
+		w.foreign()
+		w.pause()
+		for !free() {
+			w.pause()
+		}
+		w.silent = false
+		w.token++
+	case 2: // a crash: everything is gone, and transactions may be numbered anew
+		clear(w.running)
+		clear(w.locks)
+		w.feed = nil
+		w.trimmed = snapshot{}
+		w.next -= min(w.next-3, w.random.Int64N(5))
+		for _, key := range w.keys {
+			w.history[key] = append(w.history[key], version{at: w.time, expires: noExpiry})
+		}
+		w.token++
+		w.down++
+	}
+}
+
+// readFeed is the catch-up's statement.
+func (w *world) readFeed(p position) *news {
+	n := &news{token: fmt.Sprint(w.token), snapshot: w.snapshot(), server: w.now(), trimmed: w.trimmed}
+	if w.silent {
+		n.token = ""
+	}
+	type change struct {
+		key string
+		xid int64
+	}
+	var changes []change
+	for _, r := range w.feed {
+		if p.generation == 0 || p.snapshot.saw(r.xid) || !n.snapshot.saw(r.xid) {
+			continue
+		}
+		n.all = n.all || r.keys == nil
+		for _, key := range r.keys {
+			changes = append(changes, change{key, r.xid})
+		}
+	}
+	n.changes = func(yield func(string, int64) bool) {
+		for _, c := range changes {
+			w.pause()
+			if !yield(c.key, c.xid) {
+				return
+			}
+		}
+		w.pause()
+	}
+	return n
+}
+
+func (p *process) catchUp() {
+	for p.busy {
+		p.pause()
+	}
+	p.busy = true
+	at, from := p.clock(), p.position
+	if m := p.local.kept.current.Load(); m == nil || m.generation != from.generation {
+		from = position{}
+	}
+	p.pause()
+	n := p.readFeed(from)
+	p.pause()
+	p.position = p.local.take(from, at, n)
+	p.busy = false
+}
+
+// loadFilter reads the keys one by one.
+func (p *process) loadFilter() {
+	m := p.local.kept.current.Load()
+	if m == nil {
+		return
+	}
+	p.local.misses.load(m.generation, 0, func() error {
+		for _, key := range p.keys {
+			p.pause()
+			if p.last(key).text != "" { // expired ones, too
+				p.local.misses.enter(hashOf(key))
+			}
+		}
+		return nil
+	})
+}
+
+func (p *process) clock() instant { return instant{p.time * 1000, p.time * 1000} }
+
+// look asks the server for a key.
+func (p *process) look() {
+	key := p.keys[p.random.IntN(len(p.keys))]
+	t := p.local.tickets(key)[0]
+	p.pause()
+	v := p.last(key)
+	found := v.text != "" && v.expires > p.now()
+	p.pause()
+	if found {
+		p.local.found(key, t, v.text, v.expires)
+	}
+}
+
+// write writes keys as our statements do.
+func (p *process) write(how string) {
+	keys := p.some()
+	w := begin(p.local, keys...)
+	done := func(did bool, xid int64, changes map[string]version) {
+		for i, key := range keys {
+			if v := changes[key]; did && v.text != "" {
+				w.stored(i, v.text, xid, v.expires)
+			}
+		}
+		w.done()
+	}
+	p.pause()
+	xid := p.begin()
+	p.pause()
+	if how == "left" { // the caller's ctx ends, and the server goes on
+		done(false, 0, nil)
+	}
+	changes := map[string]version{}
+	for _, key := range keys {
+		if !p.lock(xid, key) {
+			done(false, 0, nil)
+			return
+		}
+		changes[key] = p.version()
+	}
+	row := feedRow{xid, keys}
+	if how == "in a transaction" { // it ends later, and does more
+		p.pause()
+		done(false, 0, nil)
+		p.pause()
+		for key := range changes {
+			changes[key] = p.version()
+		}
+		row.keys = slices.Clone(keys)
+	}
+	p.pause()
+	did := p.end(xid, changes, row)
+	ends := map[string]int{}
+	for _, key := range keys {
+		ends[key] = len(p.history[key]) - 1
+	}
+	if how != "" {
+		return
+	}
+	p.pause()
+	done(did, xid, changes)
+	if did {
+		for key, i := range ends {
+			p.own[key] = max(p.own[key], i)
+		}
+	}
+}
+
+// clear removes all keys, as Clear does.
+func (p *process) clear() {
+	xid := p.begin()
+	changes := map[string]version{}
+	for _, key := range p.keys {
+		if !p.lock(xid, key) {
+			p.local.kept.reset()
+			return
+		}
+		changes[key] = version{expires: noExpiry}
+	}
+	p.pause()
+	did := p.end(xid, changes, feedRow{xid, nil})
+	ends := map[string]int{}
+	for key, h := range p.history {
+		ends[key] = len(h) - 1
+	}
+	p.pause()
+	p.local.kept.reset()
+	if did {
+		for key, i := range ends {
+			p.own[key] = max(p.own[key], i)
+		}
+	}
+}
+
+// get asks memory for a key, and judges the answer.
+func (p *process) get() {
+	key := p.keys[p.random.IntN(len(p.keys))]
+	own, start := p.own[key], p.time
+	v, _, a := p.local.lookup(key)
+	oldest := start - p.local.maxStaleness.Microseconds()
+	h := p.history[key]
+	switch a {
+	case present:
+		p.hits++
+		i := slices.IndexFunc(h, func(x version) bool { return x.text == v.text })
+		switch {
+		case i < 0:
+			p.wrong = fmt.Sprintf("%s: %q was never committed", key, v.text)
+		case i+1 < len(h) && h[i+1].at < oldest:
+			p.wrong = fmt.Sprintf("%s: %q was replaced at %d, answered at %d", key, v.text, h[i+1].at, start)
+		case i < own:
+			p.wrong = fmt.Sprintf("%s: the own write of %q was not seen", key, h[own].text)
+		case h[i].expires <= start+serverAhead:
+			p.wrong = fmt.Sprintf("%s: %q had expired", key, v.text)
+		}
+	case absent:
+		p.misses++
+		for i := own; i < len(h); i++ {
+			gone := h[i].at
+			if h[i].text != "" {
+				if h[i].expires == noExpiry {
+					continue
+				}
+				gone = max(gone, h[i].expires-serverAhead)
+			}
+			if gone <= p.time && (i+1 == len(h) || h[i+1].at > gone && h[i+1].at >= oldest) {
+				return
+			}
+		}
+		p.wrong = fmt.Sprintf("%s was there, %v, from %d to %d, own %d", key, h, oldest, p.time, own)
+	}
+}
+
+// times returns an actor that does something a few times.
+func (w *world) times(n int, act func()) {
+	w.actor(func() {
+		for range 1 + w.random.IntN(n) {
+			act()
+			w.pause()
+		}
+	})
+}
+
+// newWorld makes up who is there. The stores of kept values are used again and again,
+// with garbage in them.
+func newWorld(seed uint64, stores [2]*kept, keys []string) *world {
+	w := &world{
+		random: rand.New(rand.NewPCG(seed, 1)), next: 10, running: map[int64]bool{}, locks: map[string]int64{},
+		history: map[string][]version{}, keys: keys,
+	}
+	for _, key := range keys {
+		v := version{expires: noExpiry}
+		if w.random.IntN(2) == 0 {
+			v = w.version()
+		}
+		w.history[key] = []version{v}
+	}
+	if w.random.IntN(2) == 0 { // a transaction is running when all begins
+		w.step(w.actor(w.foreign))
+	}
+	for _, store := range stores[:1+w.random.IntN(2)] {
+		store.reset()
+		staleness := time.Duration(5<<w.random.IntN(7)) * time.Microsecond
+		p := &process{world: w, local: newLocal(staleness, 0), own: map[string]int{}}
+		p.local.kept = store
+		p.local.now = func() instant { p.pause(); return p.clock() }
+		w.pause = func() {}
+		if w.random.IntN(5) > 0 {
+			p.catchUp()
+			for range w.random.IntN(4) {
+				p.look()
+			}
+			if w.random.IntN(2) == 0 {
+				p.loadFilter()
+			}
+		}
+		w.times(5, p.catchUp)
+		for range 1 + w.random.IntN(3) {
+			w.times(3, p.look)
+		}
+		for range w.random.IntN(3) {
+			w.times(2, func() { p.write([]string{"", "", "", "left", "in a transaction"}[w.random.IntN(5)]) })
+		}
+		for range 1 + w.random.IntN(2) {
+			w.times(12, p.get)
+		}
+		if w.random.IntN(2) == 0 {
+			w.times(2, p.loadFilter)
+		}
+		if w.random.IntN(5) == 0 {
+			w.actor(p.clear)
+		}
+	}
+	for range w.random.IntN(3) {
+		w.actor(w.foreign)
+	}
+	if w.random.IntN(3) == 0 {
+		w.times(2, w.trim)
+	}
+	if w.random.IntN(4) == 0 {
+		w.actor(w.administrate)
+	}
+	return w
+}
+
+// sameStripe returns three keys, two of which share a stripe.
+func sameStripe() []string {
+	keys := []string{"a", "b"}
+	for i := 0; ; i++ {
+		key := fmt.Sprint("c", i)
+		if hashOf(key)%keptStripes == hashOf("a")%keptStripes {
+			return append(keys, key)
+		}
+	}
+}
+
+func TestNoInterleavingBreaksTheGuarantee(t *testing.T) {
+	stores := [2]*kept{newKept(1 << 20), newKept(1 << 20)}
+	keys := sameStripe()
+	start, worlds := rand.Uint64(), uint64(worlds)
+	if n, err := strconv.ParseUint(os.Getenv("FASTPGCACHE_MODEL_WORLDS"), 10, 64); err == nil {
+		worlds = n
+	}
+	var hits, misses, wrong int
+	begin := time.Now()
+	for seed := range worlds {
+		w := newWorld(start+seed, stores, keys)
+		w.run()
+		hits += w.hits
+		misses += w.misses
+		if w.wrong != "" {
+			if wrong++; wrong <= 5 {
+				t.Errorf("seed %d: %s", start+seed, w.wrong)
+			}
+		}
+	}
+	t.Logf("%d histories in %v, %d hits, %d misses, %d wrong", worlds, time.Since(begin).Round(time.Millisecond), hits, misses, wrong)
+	if uint64(hits) < worlds/2 || uint64(misses) < worlds/4 {
+		t.Error("too little for a verdict")
+	}
+}
