@@ -73,8 +73,8 @@ func newCoalescer[A, R any](m merger, one func(context.Context, A) (R, error), m
 	return c
 }
 
-// batch is calls that share a statement. It has no caller's context: ctx ends when
-// none of them waits any more, or the cache closes.
+// batch is calls that share a statement. It has no caller's context: once it is sent,
+// ctx ends when none of them waits any more, or the cache closes.
 type batch[A, R any] struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -125,6 +125,12 @@ func (c *coalescer[A, R]) call(ctx context.Context, arg A, size int) (R, error) 
 			c.mu.Unlock()
 			runtime.Gosched()
 			c.mu.Lock()
+			if len(b.waiters) == 1 && !b.sent && c.queue[0] == b && c.next() {
+				round := c.round
+				c.mu.Unlock()
+				defer c.release(round)
+				return c.single(ctx, arg)
+			}
 		}
 		c.send()
 	case len(b.waiters)%sendEvery == 0:
@@ -155,11 +161,7 @@ func (c *coalescer[A, R]) open(size int) *batch[A, R] {
 		}
 	}
 	b := &batch[A, R]{bytes: size, done: make(chan struct{}), waiters: make([]*waiter[A, R], 0, 32)}
-	b.ctx, b.cancel = context.WithCancel(c.ctx)
 	c.queue = append(c.queue, b)
-	if c.timer == nil {
-		c.watch(c.ended)
-	}
 	return b
 }
 
@@ -188,25 +190,39 @@ func (c *coalescer[A, R]) release(round int) {
 	c.send()
 }
 
+// next takes, under mu, a place for the oldest batch and the batch from the queue. It
+// reports false if there is no place.
+func (c *coalescer[A, R]) next() bool {
+	b := c.queue[0]
+	if b.here > 0 {
+		if !c.places.free(c.inFlight, int(c.waiting.Load())) || !c.share.take() {
+			return false
+		}
+		c.inFlight++
+	}
+	c.queue = c.queue[1:]
+	c.waiting.Add(-int32(len(b.waiters)))
+	b.sent = true
+	return true
+}
+
 // send hands free places to the oldest batches. It unlocks mu.
 func (c *coalescer[A, R]) send() {
 	var sent []*batch[A, R]
 	for len(c.queue) > 0 {
 		b := c.queue[0]
-		if b.here > 0 && !(c.places.free(c.inFlight, int(c.waiting.Load())) && c.share.take()) {
+		if !c.next() {
 			break
 		}
-		c.queue = c.queue[1:]
-		c.waiting.Add(-int32(len(b.waiters)))
-		b.sent = true
-		if b.here == 0 {
-			b.cancel()
-			continue
+		if b.here > 0 {
+			b.ctx, b.cancel = context.WithCancel(c.ctx)
+			sent = append(sent, b)
 		}
-		c.inFlight++
-		sent = append(sent, b)
 	}
-	if len(c.queue) == 0 && c.timer != nil {
+	switch {
+	case len(c.queue) > 0 && c.timer == nil:
+		c.watch(c.ended)
+	case len(c.queue) == 0 && c.timer != nil:
 		c.timer.Stop()
 		c.timer = nil
 	}

@@ -19,6 +19,7 @@ var (
 	ErrNotPermitted  = errors.New("not permitted")
 	ErrNotInteger    = errors.New("value is not a 64-bit integer, or the result would not be")
 	ErrForeignTable  = errors.New("a table that is not the cache's has its name")
+	ErrNotFound      = errors.New("not found") // only from a load, see NotFoundFor
 )
 
 // SQLSTATEs, PostgreSQL's manual, appendix A.

@@ -35,11 +35,13 @@ const absentSQL = `
   (expires_at = '-infinity'::timestamptz AND CASE WHEN value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
     THEN value::numeric > extract(epoch FROM statement_timestamp()) END) IS TRUE`
 
-// No lease is given where an absence is remembered.
+// No lease is given where an absence is remembered. The arrays are queries, here and
+// below, so that the planner does not know how long they are: it would make a plan for
+// each run, and never keep one.
 const acquireSQL = `
 INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
 SELECT {user}, k.key, $2, statement_timestamp() + $3::float8 * interval '1 microsecond', txid_current()
-FROM unnest($1::text[]) k(key)
+FROM unnest((SELECT $1::text[])) k(key)
 WHERE (SELECT` + absentSQL + `
   FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) IS NOT TRUE
 ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at, xid = excluded.xid
@@ -68,25 +70,34 @@ func (l *lease) acquire(ctx context.Context, keys []string) error {
 
 const renewSQL = `
 WITH locked AS MATERIALIZED (
-  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
-    SELECT key FROM {schema}.cache_lease
-    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l)
-UPDATE {schema}.cache_lease SET expires_at = statement_timestamp() + $3::float8 * interval '1 microsecond'
-WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2`
+  SELECT l.tid FROM unnest((SELECT $1::text[])) k(key), LATERAL (
+    SELECT ctid AS tid FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l LIMIT (SELECT 1000))
+UPDATE {schema}.cache_lease l SET expires_at = statement_timestamp() + $3::float8 * interval '1 microsecond'
+FROM locked WHERE l.ctid = locked.tid`
 
 // keep renews the lease in the background until stop is called, ctx ends, or all of
-// the lease is lost.
-func (l *lease) keep(ctx context.Context) (stop context.CancelFunc) {
-	ctx, stop = context.WithCancel(ctx)
+// the lease is lost. After stop no renewal is under way.
+func (l *lease) keep(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
 	keys := l.sorted()
-	l.cache.run(func() { l.renew(ctx, keys) })
-	return stop
+	l.cache.run(func() {
+		defer close(ended)
+		l.renew(ctx, keys)
+	})
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 func (l *lease) renew(ctx context.Context, keys textArray) {
 	c := l.cache
 	for sleep(ctx, c.loads.leaseFor/3) {
-		n, err := c.exec(ctx, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
+		renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+		n, err := c.exec(renewing, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
+		cancel()
 		if err != nil && ctx.Err() == nil {
 			c.report("get or set", err)
 		}
@@ -97,15 +108,14 @@ func (l *lease) renew(ctx context.Context, keys textArray) {
 }
 
 // Leases are locked in the order of the array, which is that of their keys, by every
-// statement that locks several: so no two wait for each other. The DELETE looks for
-// them by key, since it would not see a row that was renewed since it began by ctid.
+// statement that locks several: so no two wait for each other. LIMIT has the planner
+// take them for few, and so go by ctid: by the index it might read all of a user's rows.
 const releaseSQL = `
 WITH locked AS MATERIALIZED (
-  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
-    SELECT key FROM {schema}.cache_lease
-    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l)
-DELETE FROM {schema}.cache_lease
-WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2`
+  SELECT l.tid FROM unnest((SELECT $1::text[])) k(key), LATERAL (
+    SELECT ctid AS tid FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l LIMIT (SELECT 1000))
+DELETE FROM {schema}.cache_lease l USING locked WHERE l.ctid = locked.tid`
 
 // release gives the lease back, and reports whether all of it was still there, so that
 // nothing was deleted since acquire. It does so also while the cache closes, or other
@@ -129,7 +139,7 @@ func (l *lease) release(ctx context.Context) (intact bool) {
 
 const lookSQL = `
 SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires, c.version, c.absent
-FROM unnest($1::text[]) k(key), LATERAL (
+FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, value, value_bytes, coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires,
     xmin::text AS version,` + absentSQL + ` AS absent
   FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1) c`
@@ -162,12 +172,10 @@ func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error)
 // look saw: what wrote it had not committed by then. Of a negative TTL is an absence.
 const storeSQL = `
 WITH locked AS MATERIALIZED (
-  SELECT l.key FROM unnest($1::text[]) k(key), LATERAL (
-    SELECT key FROM {schema}.cache_lease
-    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l),
-lease AS (
-  DELETE FROM {schema}.cache_lease
-  WHERE user_id = {user} AND key = ANY (ARRAY(SELECT key FROM locked)) AND holder = $2 RETURNING key),
+  SELECT l.tid FROM unnest((SELECT $1::text[])) k(key), LATERAL (
+    SELECT ctid AS tid FROM {schema}.cache_lease
+    WHERE user_id = {user} AND key = k.key AND holder = $2 LIMIT 1 FOR UPDATE) l LIMIT (SELECT 1000)),
+lease AS (DELETE FROM {schema}.cache_lease l USING locked WHERE l.ctid = locked.tid RETURNING l.key),
 stored AS (
   INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at, mark)
   SELECT {user}, e.key,
@@ -177,7 +185,7 @@ stored AS (
     CASE WHEN e.ttl < 0 THEN '-infinity'::timestamptz
       ELSE statement_timestamp() + e.ttl::float8 * interval '1 microsecond' END,
     txid_current()
-  FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bigint[]) e(key, value, value_bytes, ttl)
+  FROM unnest((SELECT $3::text[]), (SELECT $4::text[]), (SELECT $5::bytea[]), (SELECT $6::bigint[])) e(key, value, value_bytes, ttl)
   WHERE (e.key IN (SELECT key FROM lease)) IS TRUE
   ON CONFLICT (user_id, key) DO UPDATE
   SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark
@@ -191,22 +199,55 @@ FROM lease LEFT JOIN stored ON stored.key = lease.key`
 
 // store ends the lease, and stores those of loaded whose part of the lease was still
 // there, and which nobody has changed since seen. It returns the keys whose lease was
-// there, and true for those it stored.
+// there, with true for those it stored; nil if it failed.
 func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
-	c := l.cache
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+	intact := make(map[string]bool, len(l.keys))
+	if len(loaded) == 0 {
+		keys := l.sorted()
+		if l.release(ctx) {
+			for _, key := range keys {
+				intact[key] = false
+			}
+		}
+		return intact, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cache.loads.leaseFor)
 	defer cancel()
-	keys := textArray(slices.Sorted(maps.Keys(loaded)))
-	entries := make([]entry, len(keys))
+	entries := make([]entry, 0, len(loaded))
+	for _, key := range slices.Sorted(maps.Keys(loaded)) {
+		entries = append(entries, loaded[key])
+	}
+	for len(entries) > 0 {
+		part := chunk(entries)
+		entries = entries[len(part):]
+		ended, err := l.storePart(ctx, part, seen, len(entries) == 0)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(intact, ended)
+	}
+	return intact, nil
+}
+
+// storePart stores entries, which are in key order, and ends their part of the lease, or
+// with last all of it.
+func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]row, last bool) (map[string]bool, error) {
+	c := l.cache
+	keys := make(textArray, len(entries))
 	versions := textArray{}
-	for i, key := range keys {
-		entries[i] = loaded[key]
-		if r, ok := seen[key]; ok {
+	plain := true
+	for i, e := range entries {
+		keys[i] = e.key
+		plain = plain && !e.absent()
+		if r, ok := seen[e.key]; ok {
 			versions = append(versions, r.version)
 		}
 	}
 	slices.Sort(versions)
-	versions = slices.Compact(versions)
+	leases := keys
+	if last {
+		leases = l.sorted()
+	}
 	w := c.write(keys...)
 	defer w.done()
 	type ended struct {
@@ -214,22 +255,29 @@ func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[str
 		stored bool
 		at     stamp
 	}
-	rows, err := query(ctx, c, c.loads.store,
-		c.args(l.sorted(), l.holder, keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries), versions),
-		func(rows *sql.Rows) (e ended, err error) {
-			return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
-		})
+	rows, err := query(ctx, c, c.loads.store, c.args(leases, l.holder, keys, valueArray(entries), valueBytesArray(entries),
+		ttlArray(entries), slices.Compact(versions)), func(rows *sql.Rows) (e ended, err error) {
+		return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
+	})
 	if err != nil {
 		return nil, err
 	}
-	clear(l.keys)
+	var at stamp
+	var stored int
 	intact := make(map[string]bool, len(rows))
 	for _, e := range rows {
 		intact[e.key] = e.stored
 		if e.stored {
-			c.stats.sets.Add(1)
-			w.stored(e.at, loaded[e.key])
+			at = e.at
+			stored++
 		}
+	}
+	c.stats.sets.Add(int64(stored))
+	if plain && stored == len(entries) {
+		w.stored(at, entries...)
+	}
+	for _, key := range leases {
+		delete(l.keys, key)
 	}
 	return intact, nil
 }

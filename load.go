@@ -4,9 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"time"
 )
+
+// loads is what loading needs: GetOrSet, GetOrRefresh and GetOrSetMany are three short
+// ways through flights, which know what this process searches for, and leases, which
+// the processes share.
+type loads struct {
+	acquire, renew, release, look, store, remember *statement
+
+	one, many flights[answer] // what GetOrSetMany searches for is its callers' alone
+	refreshes refreshes
+	leaseFor  time.Duration // the constant, but in tests
+}
+
+func newLoads(c *Cache) loads {
+	ss := c.statements
+	return loads{acquire: ss.new(acquireSQL), renew: ss.new(renewSQL), release: ss.new(releaseSQL),
+		look: ss.new(lookSQL), store: ss.new(storeSQL), remember: ss.new(rememberSQL),
+		one: flights[answer]{ctx: c.ctx, run: c.run}, many: flights[answer]{ctx: c.ctx, run: c.run},
+		refreshes: refreshes{pause: refreshPause}, leaseFor: leaseFor}
+}
 
 // GetOrSet fills dest with the value under key, as Get does, or, if it is not there
 // or does not decode, with what load returns, which it stores as Set does. Of all
@@ -21,7 +42,8 @@ import (
 // others get an error that has the panic and its stack. Where load ends its goroutine
 // with runtime.Goexit, as testing's FailNow does, all of them get an error. Nothing
 // is stored then, and another process that waits calls its own load, as it does when
-// the first one dies or stands still for 10 s.
+// the first one dies or stands still for 10 s. A load that returns NotFoundFor has
+// all processes remember that there is nothing to load.
 //
 // Whoever changes the entry while load runs wins: nothing is stored, and the callers
 // get the entry as it is then. Where there is none, those who came before load began
@@ -32,35 +54,45 @@ import (
 // transaction load runs on the caller's goroutine, for it alone, and what it returns
 // replaces what is there.
 //
-// Errors match ErrInvalidKey, ErrInvalidTTL, ErrValueTooLarge, ErrClosed, or what
-// load returned.
+// Errors match ErrInvalidKey, ErrInvalidTTL, ErrValueTooLarge, ErrClosed, ErrNotFound
+// where it is remembered, or what load returned.
 func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
+	const op = "get or set"
 	micros, err := storeTTL(ttl)
 	if err == nil {
-		err = c.getOrSet(ctx, key, dest, micros, load)
+		err = c.getOrLoad(ctx, key, dest, request{op: op, micros: micros}, load)
 	}
-	return c.loadFailed(ctx, "get or set", err)
+	return c.loadFailed(ctx, op, err)
 }
 
-// loads is what loading needs.
-type loads struct {
-	acquire, renew, release, look, store *statement
-
-	flights  flights[answer]
-	leaseFor time.Duration // the constant, but in tests
+// NotFoundFor is what a load returns to have it remembered, by all processes, for ttl,
+// that there is no such thing: until then GetOrSet and GetOrRefresh return, without a
+// load, an error that matches ErrNotFound, and GetOrSetMany leaves the key out. Get and
+// the other lookups miss. Whatever stores something under the key, or deletes it, ends
+// that. The error itself matches ErrNotFound, and may be wrapped; it matches
+// ErrInvalidTTL, and nothing is remembered, for a ttl under a millisecond.
+func NotFoundFor(ttl time.Duration) error {
+	micros, err := storeTTL(ttl)
+	if err == nil && micros == noTTL {
+		err = fmt.Errorf("%w: %v", ErrInvalidTTL, ttl)
+	}
+	if err != nil {
+		return fmt.Errorf("%w, but it cannot be remembered: %w", ErrNotFound, err)
+	}
+	return &notFound{micros}
 }
 
-func newLoads(c *Cache) loads {
-	ss := c.statements
-	return loads{acquire: ss.new(acquireSQL), renew: ss.new(renewSQL), release: ss.new(releaseSQL),
-		look: ss.new(lookSQL), store: ss.new(storeSQL), flights: flights[answer]{ctx: c.ctx, run: c.run}, leaseFor: leaseFor}
-}
+// notFound is an absence to be remembered.
+type notFound struct{ micros int64 }
+
+func (*notFound) Error() string   { return ErrNotFound.Error() }
+func (e *notFound) Unwrap() error { return ErrNotFound }
 
 // loadFailed is fail, but for errors of loaders, whose SQLSTATE is not about the cache.
 func (c *Cache) loadFailed(ctx context.Context, op string, err error) error {
 	var loader *loadError
-	if errors.As(err, &loader) {
+	if errors.As(err, &loader) || errors.Is(err, ErrNotFound) {
 		return prefixed(op, err)
 	}
 	return c.fail(ctx, op, err)
@@ -72,37 +104,53 @@ type loadError struct{ err error }
 func (e *loadError) Error() string { return "load: " + e.err.Error() }
 func (e *loadError) Unwrap() error { return e.err }
 
-func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64,
-	load func(context.Context) (any, error)) error {
+// request is what is to be searched for.
+type request struct {
+	op     string
+	micros int64             // the TTL of what is loaded
+	late   float64           // seconds before its end, from when on an entry is to be loaded anew
+	usable func(stored) bool // whether an entry is an answer
+	load   loader
+}
+
+// loader returns the values of missing keys, in the manner of GetOrSetMany's.
+type loader func(ctx context.Context, missing []string) (map[string]any, error)
+
+var errNoLoader = errors.New("load is nil")
+
+// getOrLoad does r for one key.
+func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, load func(context.Context) (any, error)) error {
 	err := checkKey(key)
 	if err == nil {
 		err = checkDest(dest)
 	}
 	if err == nil && load == nil {
-		err = errors.New("load is nil")
+		err = errNoLoader
 	}
 	if err != nil {
 		return err
 	}
+	if c.tx != nil {
+		return c.getOrLoadInTx(ctx, key, dest, r.of(key, dest, load))
+	}
 	for {
-		got, err := c.find(ctx, key)
+		got, err := c.findFor(ctx, key, r)
 		hit := got.found && decodes(got.value, dest)
 		if err == nil && !got.kept {
 			c.stats.lookup(hit)
 		}
 		switch {
+		case hit && r.stale(got):
+			c.refresh(ctx, key, r.of(key, dest, load), got.expires-got.now)
+			return nil
 		case hit:
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, ErrClosed), err != nil && c.tx != nil:
+		case errors.Is(err, ErrClosed):
 			return err
 		}
-		r := request{op: "get or set", micros: micros, usable: decodesInto(dest), load: loadOne(key, load)}
-		if c.tx != nil {
-			return c.loadInTx(ctx, r, key, dest)
-		}
-		a, good, err := c.fly(ctx, r, key)
+		a, good, err := c.fly(ctx, r.of(key, dest, load), key)
 		switch {
 		case err != nil:
 			return err
@@ -115,23 +163,32 @@ func (c *Cache) getOrSet(ctx context.Context, key string, dest any, micros int64
 	}
 }
 
-// fly takes part in the flight for key until it has landed.
-func (c *Cache) fly(ctx context.Context, r request, key string) (answer, bool, error) {
-	seat := c.loads.flights.join(ctx, []string{key}, func(ctx context.Context, f *flight[answer]) { c.search(ctx, f, r) })[0]
-	defer seat.leave()
-	return seat.await(ctx)
+// findFor looks key up, with its age where r needs that.
+func (c *Cache) findFor(ctx context.Context, key string, r request) (lookup, error) {
+	if r.late > 0 {
+		return c.findAged(ctx, key)
+	}
+	return c.find(ctx, key)
 }
 
-func (c *Cache) loadInTx(ctx context.Context, r request, key string, dest any) error {
-	entries, err := c.call(ctx, r, []string{key})
-	if err == nil {
-		err = c.set(ctx, entries[key])
+// stale reports whether an entry is to be loaded anew.
+func (r request) stale(l lookup) bool { return r.late > 0 && l.expires-l.now <= r.late }
+
+// of completes r for one key.
+func (r request) of(key string, dest any, load func(context.Context) (any, error)) request {
+	r.usable = func(stored) bool { return true }
+	if dest != nil {
+		t := reflect.TypeOf(dest).Elem()
+		r.usable = func(v stored) bool { return v.decode(reflect.New(t).Interface()) == nil }
 	}
-	if err != nil {
-		return err
+	r.load = func(ctx context.Context, _ []string) (map[string]any, error) {
+		value, err := load(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return map[string]any{key: value}, nil
 	}
-	c.stats.sets.Add(1)
-	return entries[key].value.decode(dest)
+	return r
 }
 
 // decodes reports whether it filled dest; if not, dest is left empty.
@@ -143,34 +200,36 @@ func decodes(v stored, dest any) bool {
 	return false
 }
 
-// decodesInto returns what tells whether a value would fill dest.
-func decodesInto(dest any) func(stored) bool {
-	if dest == nil {
-		return func(stored) bool { return true }
-	}
-	t := reflect.TypeOf(dest).Elem()
-	return func(v stored) bool { return v.decode(reflect.New(t).Interface()) == nil }
+// fly takes part in the flight for key until it has landed.
+func (c *Cache) fly(ctx context.Context, r request, key string) (answer, bool, error) {
+	seat := c.loads.one.join(ctx, []string{key}, func(ctx context.Context, f *flight[answer]) { c.search(ctx, f, r) })[0]
+	defer seat.leave()
+	return seat.await(ctx)
 }
 
-// request is what is to be searched for.
-type request struct {
-	op     string
-	micros int64             // the TTL of what is loaded
-	usable func(stored) bool // whether an entry is an answer
-	load   loader
-}
-
-// loader returns the values of missing keys, in the manner of GetOrSetMany's.
-type loader func(ctx context.Context, missing []string) (map[string]any, error)
-
-func loadOne(key string, load func(context.Context) (any, error)) loader {
-	return func(ctx context.Context, _ []string) (map[string]any, error) {
-		value, err := load(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return map[string]any{key: value}, nil
+// getOrLoadInTx has no others to wait for, and none who wait.
+func (c *Cache) getOrLoadInTx(ctx context.Context, key string, dest any, r request) error {
+	keys := []string{key}
+	seen, err := c.look(ctx, keys)
+	if err != nil {
+		return err
 	}
+	hit := seen[key].found && decodes(seen[key].value, dest)
+	c.stats.lookup(hit)
+	if hit {
+		return nil
+	}
+	if seen[key].absent {
+		return ErrNotFound
+	}
+	loaded, failure := c.call(ctx, r, keys)
+	if err := c.storeInTx(ctx, loaded); err != nil {
+		return err
+	}
+	if failure != nil {
+		return failure
+	}
+	return loaded[key].value.decode(dest)
 }
 
 // answer is what a flight brings.
@@ -194,9 +253,9 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		if err == nil {
 			seen, err = c.look(ctx, rest)
 		}
-		if ended := c.over(ctx); ended != nil {
+		if over := c.over(ctx); over != nil {
 			for _, key := range rest {
-				f.land(key, outcome[answer]{err: ended, good: everybody})
+				f.land(key, outcome[answer]{err: over, good: everybody})
 			}
 			return
 		}
@@ -210,6 +269,8 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 			switch e := seen[key]; {
 			case e.found && r.usable(e.value):
 				f.land(key, outcome[answer]{value: answer{value: e.value}, good: looked})
+			case e.absent:
+				f.land(key, outcome[answer]{err: ErrNotFound, good: looked})
 			case l.keys[key]:
 				missing = append(missing, key)
 			default:
@@ -239,78 +300,136 @@ func (c *Cache) over(ctx context.Context) error {
 // load calls the loader for missing keys, stores what it returns if l is their lease
 // and not nil, and lands them.
 func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease, missing []string, seen map[string]row) {
-	good := f.send() // who comes later may know better than what is not stored
+	stop := func() {}
 	if l != nil {
-		defer l.keep(ctx)()
+		stop = l.keep(ctx)
 	}
-	entries, failure := c.call(ctx, r, missing)
+	begun := f.send()
+	loaded, failure := c.call(ctx, r, missing)
+	stop()
 	if failure == nil {
 		failure = errLeftOut
 	}
+
 	sent := f.send()
 	var stored map[string]bool
-	var err error
-	switch {
-	case l == nil:
-	case len(entries) > 0:
-		stored, err = l.store(ctx, entries, seen)
-	case l.release(ctx): // nobody has deleted anything
-		good = sent
+	if l != nil {
+		var err error
+		if stored, err = l.store(ctx, loaded, seen); err != nil && !errors.Is(err, ErrClosed) {
+			c.report(r.op, err)
+		}
 	}
-	if err != nil && !errors.Is(err, ErrClosed) {
-		c.report(r.op, err)
-	}
+	outcomes := make(map[string]outcome[answer], len(missing))
 	var lost []string
 	for _, key := range missing {
-		e, ok := entries[key]
-		o := outcome[answer]{value: answer{e.value, true}, good: good}
-		if !ok {
-			o = outcome[answer]{err: failure, good: good}
+		e, ok := loaded[key]
+		o := outcome[answer]{err: failure, good: begun} // who comes later may know better
+		if ok && !e.absent() {
+			o = outcome[answer]{value: answer{e.value, true}, good: begun}
 		}
-		switch wrote, intact := stored[key]; {
-		case wrote, intact && !ok:
+		wrote, intact := stored[key]
+		if wrote || intact && !ok { // nobody has changed anything
 			o.good = sent
-		case ok && stored != nil:
+		} else if ok && stored != nil {
 			lost = append(lost, key)
-			continue
 		}
-		f.land(key, o)
+		outcomes[key] = o
 	}
-	if len(lost) > 0 { // to a write meanwhile: so the entry is that, as it is now
+	if len(lost) > 0 { // to a write meanwhile: the answer is the entry as it is now, if there is one
 		looked := f.send()
-		seen, _ = c.look(ctx, lost)
+		now, _ := c.look(ctx, lost)
 		for _, key := range lost {
-			o := outcome[answer]{value: answer{entries[key].value, true}, good: good}
-			if e := seen[key]; e.found && r.usable(e.value) {
-				o = outcome[answer]{value: answer{value: e.value}, good: looked}
+			if e := now[key]; e.found && r.usable(e.value) {
+				outcomes[key] = outcome[answer]{value: answer{value: e.value}, good: looked}
 			}
-			f.land(key, o)
 		}
+	}
+	for _, key := range missing {
+		f.land(key, outcomes[key])
 	}
 }
 
 // errLeftOut is the outcome for a key that its loader did not know.
 var errLeftOut = errors.New("the loader left it out")
 
-// call runs the loader and encodes what it returns.
+// call runs the loader, and returns what is to be stored: what it loaded and, if it so
+// wishes, the absence of the rest. Then, too, it returns the loader's error.
 func (c *Cache) call(ctx context.Context, r request, missing []string) (map[string]entry, error) {
 	c.stats.loads.Add(1)
-	values, err := r.load(ctx, missing)
-	if err != nil {
-		if c.ended() && !errors.Is(err, ErrClosed) {
-			err = fmt.Errorf("%w: %w", ErrClosed, err)
+	values, failure := r.load(ctx, missing)
+	var absence *notFound
+	if failure != nil {
+		if !errors.As(failure, &absence) {
+			values = nil
 		}
-		return nil, &loadError{err}
+		if c.ended() && !errors.Is(failure, ErrClosed) {
+			failure = fmt.Errorf("%w: %w", ErrClosed, failure)
+		}
+		failure = &loadError{failure}
 	}
-	entries := make(map[string]entry, len(values))
+	loaded := make(map[string]entry, len(values))
 	for _, key := range missing {
 		if value, ok := values[key]; ok {
 			v, err := encode(value)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("key %s: %w", shorten(key), err)
 			}
-			entries[key] = entry{key, v, r.micros}
+			loaded[key] = entry{key, v, r.micros}
+		} else if absence != nil {
+			loaded[key] = entry{key, stored{isText: true}, -absence.micros}
 		}
 	}
-	return entries, nil
+	return loaded, failure
+}
+
+// absent reports whether e is the memory of an absence: its TTL is negative then.
+func (e entry) absent() bool { return e.micros < noTTL }
+
+// chunk returns the first of entries, as many as make a statement.
+func chunk(entries []entry) []entry {
+	bytes := 0
+	for i := range entries {
+		if bytes += entryBytes + entries[i].value.len(); i == chunkKeys || i > 0 && bytes > chunkBytes {
+			return entries[:i]
+		}
+	}
+	return entries
+}
+
+const rememberSQL = `
+WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, $1::text[]))
+INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
+SELECT {user}, k.key, (date_part('epoch'::text, statement_timestamp()) + k.ttl::float8 / '1000000'::float8)::text, NULL::bytea,
+  '-infinity'::timestamptz, txid_current()
+FROM unnest((SELECT $1::text[]), (SELECT $2::bigint[])) k(key, ttl)
+ON CONFLICT (user_id, key) DO UPDATE
+SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark`
+
+// storeInTx stores what was loaded in a transaction.
+func (c *Cache) storeInTx(ctx context.Context, loaded map[string]entry) error {
+	var values, absences []entry
+	var absent textArray
+	for _, key := range slices.Sorted(maps.Keys(loaded)) {
+		if e := loaded[key]; e.absent() {
+			e.micros = -e.micros
+			absences, absent = append(absences, e), append(absent, key)
+		} else {
+			values = append(values, e)
+		}
+	}
+	for rest := values; len(rest) > 0; {
+		part := chunk(rest)
+		if err := c.setSorted(ctx, part); err != nil {
+			return err
+		}
+		c.stats.sets.Add(int64(len(part)))
+		rest = rest[len(part):]
+	}
+	if len(absent) == 0 {
+		return nil
+	}
+	w := c.write(absent...)
+	defer w.done()
+	_, err := c.exec(ctx, c.loads.remember, c.args(absent, ttlArray(absences))...)
+	return err
 }

@@ -29,7 +29,9 @@ type operation struct {
 	args    []driver.Value // without the label of Config.User
 	answers []answer       // one or more
 	noTx    bool           // refused inside a transaction
-	before  string         // the section of what is sent before, without arguments
+	before  string         // the section of what is sent before
+
+	beforeArgs []driver.Value
 }
 
 // answer is what the server says to the statement and what the caller gets.
@@ -51,6 +53,9 @@ type (
 )
 
 var foundOrNot = []answer{{affected: 1, want: true}, {affected: 0, want: false}}
+
+// keysEnd is greater than every key.
+var keysEnd = strings.Repeat("\U0010FFFF", 257)
 
 // operations is where a new operation is added, beside docs/unit-testing.md.
 var operations = []operation{{
@@ -226,9 +231,19 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Clear(ctx)
 	},
-	args:    []driver.Value{"", strings.Repeat("\U0010FFFF", 257)},
-	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
-	before:  "Clear, leases",
+	args:       []driver.Value{"", "", keysEnd},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	before:     "Clear, leases",
+	beforeArgs: []driver.Value{"", keysEnd},
+}, {
+	name: "DeletePrefix",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.DeletePrefix(ctx, "k:")
+	},
+	args:       []driver.Value{"k:", "", "k:" + keysEnd},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	before:     "DeletePrefix, leases",
+	beforeArgs: []driver.Value{"k:", "k:" + keysEnd},
 }, {
 	name: "Cleanup",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
@@ -307,7 +322,9 @@ func TestEveryOperationIsDocumented(t *testing.T) {
 	for _, op := range operations {
 		pinned[op.name] = true
 	}
-	pinned["GetOrSet"] = true // by TestGetOrSetSendsTheDocumentedStatements
+	for _, name := range []string{"GetOrSet", "GetOrRefresh", "GetOrSetMany"} { // by tests of their own
+		pinned[name] = true
+	}
 	page := documented(t)
 	for name := range page {
 		name, _, _ := strings.Cut(name, ",")
@@ -325,7 +342,7 @@ func TestEveryOperationIsDocumented(t *testing.T) {
 		if !pinned[method.Name] {
 			t.Errorf("operations has no %s", method.Name)
 		}
-		if _, ok := page[method.Name]; !ok && method.Name != "GetOrSet" {
+		if _, ok := page[method.Name]; !ok && !strings.HasPrefix(method.Name, "GetOr") {
 			t.Errorf("docs/unit-testing.md has no %s", method.Name)
 		}
 	}
@@ -401,7 +418,7 @@ func (m *mocked) expect(t *testing.T, op operation, a answer, err error) {
 // that.
 func (m *mocked) expectBefore(op operation) {
 	if op.before != "" {
-		text, args := m.labelled(m.page[op.before].text, nil)
+		text, args := m.labelled(m.page[op.before].text, op.beforeArgs)
 		m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, 1))
 	}
 }
@@ -549,9 +566,9 @@ func TestPagesFollow(t *testing.T) {
 	}
 	clear := m.page["Clear"]
 	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))
-	m.ExpectQuery(clear.text).WithArgs("", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
-	m.ExpectQuery(clear.text).WithArgs("0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
-	m.ExpectQuery(clear.text).WithArgs("1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
+	m.ExpectQuery(clear.text).WithArgs("", "", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
+	m.ExpectQuery(clear.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
+	m.ExpectQuery(clear.text).WithArgs("", "1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
 	if n, err := m.Clear(t.Context()); n != 1001 || err != nil {
 		t.Errorf("got %d, %v, want 1001", n, err)
 	}
@@ -560,18 +577,66 @@ func TestPagesFollow(t *testing.T) {
 	}
 }
 
+// loading is a way through GetOrSet or its kin.
+type loading struct {
+	name   string
+	expect func(m *mocked, do func(section string, a answer, args ...driver.Value))
+	err    error // of the loader
+	want   string
+	is     error // what the caller's error matches
+}
+
+// run expects l, and checks what call then returns.
+func (l loading) run(t *testing.T, mode mockMode, call func(m *mocked) (string, error)) {
+	t.Run(mode.name+"/"+l.name, func(t *testing.T) {
+		m := newMocked(t, mode)
+		l.expect(m, func(section string, a answer, args ...driver.Value) {
+			text, args := m.labelled(m.page[section].text, args)
+			if columns := m.page[section].columns; columns != nil {
+				m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a))
+			} else {
+				m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, a.affected))
+			}
+		})
+		got, err := call(m)
+		if !errors.Is(err, l.is) {
+			t.Errorf("got %v, want %v", err, l.is)
+		}
+		if got != l.want {
+			t.Errorf("got %q, want %q", got, l.want)
+		}
+		m.Close() // waits for what goes on in the background
+		if err := m.ExpectationsWereMet(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// looked is an entry as a look gives it, of the server's clock at 1000 s.
+func looked(value string, expires float64, version string, absent bool) answer {
+	return answer{rows: [][]driver.Value{{"k", value, nil, 1000.0, expires, version, absent}}}
+}
+
+var (
+	never    = math.Inf(1)
+	leased   = answer{rows: [][]driver.Value{{"k"}}}
+	wrote    = answer{rows: [][]driver.Value{{"k", true, int64(1), 1000.0}}}
+	wroteNot = answer{rows: [][]driver.Value{{"k", false, int64(1), 1000.0}}}
+)
+
+const leaseTTL = int64(10_000_000)
+
 // TestGetOrSetSendsTheDocumentedStatements covers all but renew, which the clock
 // sends; that is compared below.
 func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 	errLoad := errors.New("load failed")
-	second := int64(1000000)
+	set := []driver.Value{`{"k"}`, `{"loaded"}`, `{}`, `{1000000}`}
 	for _, mode := range mockModes {
-		for _, step := range []struct {
-			name   string
-			expect func(m *mocked, do func(section string, a answer, args ...driver.Value))
-			err    error // of the loader
-			want   string
-		}{{
+		begin := func(do func(string, answer, ...driver.Value)) {
+			do("Get", answer{}, "k")
+			do("GetOrSet, lease", leased, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
+		}
+		steps := []loading{{
 			name: "hit",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
 				do("Get", answer{rows: [][]driver.Value{{"cached", nil}}}, "k")
@@ -580,85 +645,179 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 		}, {
 			name: "miss",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("Get", answer{}, "k")
-				if m.mode.tx {
-					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
-					return
-				}
-				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				begin(do)
 				do("GetOrSet, look", answer{}, `{"k"}`)
-				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", true, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{}`)
+				do("GetOrSet, store", wrote, append([]driver.Value{`{"k"}`, sqlmock.AnyArg()}, append(set, `{}`)...)...)
 			},
 			want: "loaded",
 		}, {
 			name: "another process was first",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
 				do("Get", answer{}, "k")
-				if m.mode.tx {
-					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
-					return
-				}
-				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
 				do("GetOrSet, look", answer{}, `{"k"}`)
-				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "loaded", nil, 1.5, math.Inf(1), "700", false}}}, `{"k"}`)
+				do("GetOrSet, lease", leased, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
+				do("GetOrSet, look", looked("of another", never, "700", false), `{"k"}`)
 				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
-			want: "loaded",
+			want: "of another",
 		}, {
 			name: "expired entry",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("Get", answer{}, "k")
-				if m.mode.tx {
-					do("Set", answer{affected: 1}, "k", "loaded", nil, second)
-					return
-				}
-				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "old", nil, 1.5, 1.0, "700", false}}}, `{"k"}`)
-				do("GetOrSet, store", answer{rows: [][]driver.Value{{"k", false, int64(1), 1.5}}}, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`, `{"700"}`)
-				do("GetOrSet, look", answer{rows: [][]driver.Value{{"k", "of another", nil, 1.5, 2.5, "701", false}}}, `{"k"}`)
+				begin(do)
+				do("GetOrSet, look", looked("old", 999, "700", false), `{"k"}`)
+				do("GetOrSet, store", wroteNot, append([]driver.Value{`{"k"}`, sqlmock.AnyArg()}, append(set, `{"700"}`)...)...)
+				do("GetOrSet, look", looked("of another", 1001, "701", false), `{"k"}`)
 			},
 			want: "of another",
 		}, {
 			name: "failed loader",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("Get", answer{}, "k")
-				if m.mode.tx {
-					return
-				}
-				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"k"}}}, `{"k"}`, sqlmock.AnyArg(), 10*second)
+				begin(do)
 				do("GetOrSet, look", answer{}, `{"k"}`)
 				do("GetOrSet, release", answer{affected: 1}, `{"k"}`, sqlmock.AnyArg())
 			},
 			err: errLoad,
-		}} {
-			t.Run(mode.name+"/"+step.name, func(t *testing.T) {
-				m := newMocked(t, mode)
-				step.expect(m, func(section string, a answer, args ...driver.Value) {
-					text, args := m.labelled(m.page[section].text, args)
-					if columns := m.page[section].columns; columns != nil {
-						m.ExpectQuery(text).WithArgs(args...).WillReturnRows(rows(columns, a))
-					} else {
-						m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, a.affected))
-					}
-				})
-				var got string
-				err := m.GetOrSet(t.Context(), "k", &got, time.Second, func(context.Context) (any, error) { return "loaded", step.err })
-				if !errors.Is(err, step.err) {
-					t.Errorf("got %v, want %v", err, step.err)
-				}
-				if mode.tx && step.err == nil && step.want != "cached" {
-					step.want = "loaded"
-				}
-				if got != step.want {
-					t.Errorf("got %q, want %q", got, step.want)
-				}
-				m.Close() // waits for the release
-				if err := m.ExpectationsWereMet(); err != nil {
-					t.Error(err)
-				}
+			is:  errLoad,
+		}, {
+			name: "absence",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				begin(do)
+				do("GetOrSet, look", answer{}, `{"k"}`)
+				do("GetOrSet, store", wrote, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{""}`, `{}`, `{-60000000}`, `{}`)
+			},
+			err: fastpgcache.NotFoundFor(time.Minute),
+			is:  fastpgcache.ErrNotFound,
+		}, {
+			name: "absence that is remembered",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("Get", answer{}, "k")
+				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
+				do("GetOrSet, look", looked("1060.5", math.Inf(-1), "700", true), `{"k"}`)
+			},
+			is: fastpgcache.ErrNotFound,
+		}}
+		if mode.tx {
+			steps = []loading{{
+				name: "hit",
+				expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+					do("GetOrSet, look", looked("cached", never, "700", false), `{"k"}`)
+				},
+				want: "cached",
+			}, {
+				name: "miss",
+				expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+					do("GetOrSet, look", answer{}, `{"k"}`)
+					do("SetMany", answer{rows: [][]driver.Value{{int64(1), 1000.0}}, affected: 1}, set...)
+				},
+				want: "loaded",
+			}, {
+				name: "failed loader",
+				expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+					do("GetOrSet, look", looked("old", 999, "700", false), `{"k"}`)
+				},
+				err: errLoad,
+				is:  errLoad,
+			}, {
+				name: "absence",
+				expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+					do("GetOrSet, look", answer{}, `{"k"}`)
+					do("GetOrSet, remember", answer{affected: 1}, `{"k"}`, `{60000000}`)
+				},
+				err: fastpgcache.NotFoundFor(time.Minute),
+				is:  fastpgcache.ErrNotFound,
+			}, {
+				name: "absence that is remembered",
+				expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+					do("GetOrSet, look", looked("1060.5", math.Inf(-1), "700", true), `{"k"}`)
+				},
+				is: fastpgcache.ErrNotFound,
+			}}
+		}
+		for _, step := range steps {
+			step.run(t, mode, func(m *mocked) (got string, err error) {
+				err = m.GetOrSet(t.Context(), "k", &got, time.Second, func(context.Context) (any, error) { return "loaded", step.err })
+				return got, err
 			})
 		}
+	}
+}
+
+func TestGetOrRefreshSendsTheDocumentedStatements(t *testing.T) {
+	for _, mode := range mockModes[:2] {
+		aged := func(left float64) answer { return answer{rows: [][]driver.Value{{"old", nil, 1000.0, 1000 + left}}} }
+		for _, step := range []loading{{
+			name: "fresh",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetOrRefresh, get", aged(31), "k")
+			},
+			want: "old",
+		}, {
+			name: "without a TTL",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetOrRefresh, get", aged(never), "k")
+			},
+			want: "old",
+		}, {
+			name: "stale, and another process is at it",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetOrRefresh, get", aged(29), "k")
+				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
+			},
+			want: "old",
+		}} {
+			step.run(t, mode, func(m *mocked) (got string, err error) {
+				err = m.GetOrRefresh(t.Context(), "k", &got, 30*time.Second, time.Minute, func(context.Context) (any, error) { return "loaded", nil })
+				time.Sleep(20 * time.Millisecond) // for what goes on in the background
+				return got, err
+			})
+		}
+		loading{
+			name: "stale",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetOrRefresh, get", aged(29), "k")
+				do("GetOrSet, lease", leased, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
+				do("GetOrSet, look", looked("old", 1029, "700", false), `{"k"}`)
+				do("GetOrSet, store", wrote, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{60000000}`, `{"700"}`)
+			},
+			want: "old",
+		}.run(t, mode, func(m *mocked) (got string, err error) {
+			err = m.GetOrRefresh(t.Context(), "k", &got, 30*time.Second, time.Minute, func(context.Context) (any, error) { return "loaded", nil })
+			for deadline := time.Now().Add(5 * time.Second); m.ExpectationsWereMet() != nil && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+			return got, err
+		})
+	}
+}
+
+func TestGetOrSetManySendsTheDocumentedStatements(t *testing.T) {
+	ask := func(t *testing.T, m *mocked) (string, error) {
+		got, err := m.GetOrSetMany(t.Context(), []string{"k", "there", "k", "a"}, time.Second, func(_ context.Context, missing []string) (map[string]any, error) {
+			return map[string]any{"k": "loaded"}, fastpgcache.NotFoundFor(time.Minute)
+		})
+		return fmt.Sprint(got), err
+	}
+	for _, mode := range mockModes {
+		step := loading{
+			name: "some",
+			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetMany", answer{rows: [][]driver.Value{{"there", "cached", nil}}}, `{"k","there","a"}`)
+				do("GetOrSet, lease", answer{rows: [][]driver.Value{{"a"}, {"k"}}}, `{"a","k"}`, sqlmock.AnyArg(), leaseTTL)
+				do("GetOrSet, look", answer{}, `{"k","a"}`)
+				do("GetOrSet, store", answer{rows: [][]driver.Value{{"a", true, int64(1), 1000.0}, {"k", true, int64(1), 1000.0}}},
+					`{"a","k"}`, sqlmock.AnyArg(), `{"a","k"}`, `{"","loaded"}`, `{}`, `{-60000000,1000000}`, `{}`)
+			},
+			want: "map[k:loaded there:cached]",
+		}
+		if mode.tx {
+			step.expect = func(m *mocked, do func(string, answer, ...driver.Value)) {
+				do("GetOrSet, look", answer{rows: [][]driver.Value{{"there", "cached", nil, 1000.0, never, "700", false}}}, `{"k","there","a"}`)
+				do("SetMany", answer{rows: [][]driver.Value{{int64(1), 1000.0}}, affected: 1}, `{"k"}`, `{"loaded"}`, `{}`, `{1000000}`)
+				do("GetOrSet, remember", answer{affected: 1}, `{"a"}`, `{60000000}`)
+			}
+		}
+		step.run(t, mode, func(m *mocked) (string, error) { return ask(t, m) })
 	}
 }
 

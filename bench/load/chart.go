@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/fastpgcache/fastpgcache/bench/internal/peers"
 )
 
 var colours = []string{"#336791", "#7aa6c2", "#b9c4cc", "#d82c20", "#f0a39c", "#888888"}
@@ -29,7 +31,7 @@ func writeChart(file string, p plan, results samples) error {
 		most := 1.0
 		for _, callers := range p.callers {
 			for _, all := range results[setting{op, callers, p.sizes[0]}] {
-				most = max(most, median(all, rate))
+				most = max(most, peers.Median(all, peers.Rate))
 			}
 		}
 		fmt.Fprintf(&b, `<text x="%d" y="%d" font-weight="bold">%s, %d bytes, operations per second</text>`+"\n", left, top-12, strings.ToUpper(op), p.sizes[0])
@@ -41,7 +43,7 @@ func writeChart(file string, p plan, results samples) error {
 		for g, callers := range p.callers {
 			x := left + g*group + gap/2
 			for i, name := range p.systems {
-				h := int(median(results[setting{op, callers, p.sizes[0]}][name], rate) / most * height)
+				h := int(peers.Median(results[setting{op, callers, p.sizes[0]}][name], peers.Rate) / most * height)
 				fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%d" height="%d" fill="%s"/>`+"\n", x+i*bar, top+height-h, bar-2, h, colours[i%len(colours)])
 			}
 			callersText := "callers"

@@ -1,4 +1,6 @@
-package main
+// Package peers opens this library and the caches that it is compared with, each on a
+// server of its own, and measures them under load.
+package peers
 
 import (
 	"context"
@@ -23,55 +25,59 @@ import (
 
 const ttl = time.Hour
 
-// system is a cache to measure.
-type system struct {
-	name   string
+// System is a cache to measure.
+type System struct {
 	get    func(ctx context.Context, key string) error // a miss is an error
 	set    func(ctx context.Context, key, value string) error
 	server func() time.Duration // CPU time the server's processes have used
-	close  func()
+	Close  func()
 }
 
 var errMiss = errors.New("miss")
 
-// servers are the throwaway PostgreSQL and Redis.
-type servers struct {
-	pg       *pgtest.Server
-	dsn      string
-	redis    *exec.Cmd
-	redisURL string
+// Servers are a throwaway PostgreSQL and a throwaway Redis, and how to reach them.
+type Servers struct {
+	pg            *pgtest.Server
+	redis         *exec.Cmd
+	Postgres      string // the address of each
+	Redis         string
+	postgresLogin string
 }
 
-func startServers(ctx context.Context) (*servers, error) {
-	s := &servers{}
+// Start starts both servers. Stop them.
+func Start(ctx context.Context) (*Servers, error) {
+	s := &Servers{}
 	var err error
 	if s.pg, err = pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{"shared_buffers": "1GB"}}); err != nil {
 		return nil, err
 	}
-	s.dsn = s.pg.DSN("postgres")
+	host, pgPort := s.pg.Addr()
+	s.Postgres = net.JoinHostPort(host, strconv.Itoa(pgPort))
+	s.postgresLogin = s.pg.DSN("postgres")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, errors.Join(err, s.stop())
+		return nil, errors.Join(err, s.Stop())
 	}
-	s.redisURL = l.Addr().String()
+	s.Redis = l.Addr().String()
 	l.Close()
-	_, port, _ := net.SplitHostPort(s.redisURL)
+	_, port, _ := net.SplitHostPort(s.Redis)
 	s.redis = exec.CommandContext(ctx, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
 	if err := s.redis.Start(); err != nil {
 		s.redis = nil
-		return nil, errors.Join(fmt.Errorf("%w (install redis-server)", err), s.stop())
+		return nil, errors.Join(fmt.Errorf("%w (install redis-server)", err), s.Stop())
 	}
 	for range 100 {
-		if conn, err := net.Dial("tcp", s.redisURL); err == nil {
+		if conn, err := net.Dial("tcp", s.Redis); err == nil {
 			conn.Close()
 			return s, nil
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return nil, errors.Join(errors.New("redis-server does not answer"), s.stop())
+	return nil, errors.Join(errors.New("redis-server does not answer"), s.Stop())
 }
 
-func (s *servers) stop() error {
+// Stop stops both.
+func (s *Servers) Stop() error {
 	if s.redis != nil {
 		s.redis.Process.Kill()
 		s.redis.Wait()
@@ -79,24 +85,31 @@ func (s *servers) stop() error {
 	return s.pg.Stop()
 }
 
-func (s *servers) open(ctx context.Context, name string) (*system, error) {
-	sys := &system{name: name, server: s.postgresCPU}
+// dsn is how to reach PostgreSQL.
+func (s *Servers) dsn() string {
+	host, port, _ := net.SplitHostPort(s.Postgres)
+	return fmt.Sprintf("%s host=%s port=%s", s.postgresLogin, host, port)
+}
+
+// Open opens one system with a pool of so many connections; 0 leaves each its default.
+func (s *Servers) Open(ctx context.Context, name string, pool int) (*System, error) {
+	sys := &System{server: s.postgresCPU}
+	conns := pool
+	if conns == 0 {
+		conns = 10
+	}
 	switch name {
-	case "fastpgcache-pq", "fastpgcache-pgx", "uncoalesced-pq":
-		cfg := fastpgcache.Config{DisableCoalescing: name == "uncoalesced-pq"}
-		var c *fastpgcache.Cache
-		var err error
+	case "fastpgcache-pq", "fastpgcache-pgx", "unmerged-pq":
+		cfg := fastpgcache.Config{DisableCoalescing: name == "unmerged-pq"}
+		driver, dsn := "postgres", s.dsn()+" binary_parameters=yes"
 		if name == "fastpgcache-pgx" {
-			db, e := sql.Open("pgx", s.dsn)
-			if e != nil {
-				return nil, e
-			}
-			db.SetMaxOpenConns(10)
-			db.SetMaxIdleConns(10)
-			c, err = fastpgcache.New(db, cfg)
-		} else {
-			c, err = fastpgcache.Open(s.dsn, cfg)
+			driver, dsn = "pgx", s.dsn()
 		}
+		db, err := openPool(driver, dsn, conns)
+		if err != nil {
+			return nil, err
+		}
+		c, err := fastpgcache.New(db, cfg)
 		if err != nil {
 			return nil, err
 		}
@@ -109,14 +122,12 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 			return err
 		}
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
-		sys.close = func() { c.Close(); c.DB().Close() }
+		sys.Close = func() { c.Close(); db.Close() }
 	case "prepared-pq":
-		db, err := sql.Open("postgres", s.dsn+" binary_parameters=yes")
+		db, err := openPool("postgres", s.dsn()+" binary_parameters=yes", conns)
 		if err != nil {
 			return nil, err
 		}
-		db.SetMaxOpenConns(10)
-		db.SetMaxIdleConns(10)
 		get, err := db.Prepare(`SELECT value FROM cache WHERE user_id = current_user AND key = $1
 			AND (expires_at IS NULL OR expires_at > statement_timestamp()) LIMIT 1`)
 		if err != nil {
@@ -136,15 +147,15 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 			_, err := set.ExecContext(ctx, key, value, ttl.Microseconds())
 			return err
 		}
-		sys.close = func() { db.Close() }
+		sys.Close = func() { db.Close() }
 	case "go-redis":
-		c := redis.NewClient(&redis.Options{Addr: s.redisURL})
+		c := redis.NewClient(&redis.Options{Addr: s.Redis, PoolSize: pool})
 		sys.get = func(ctx context.Context, key string) error { return c.Get(ctx, key).Err() }
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl).Err() }
-		sys.close = func() { c.Close() }
+		sys.Close = func() { c.Close() }
 		sys.server = s.redisCPU
 	case "rueidis":
-		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.redisURL}, DisableCache: true})
+		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.Redis}, DisableCache: true})
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +166,7 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		sys.set = func(ctx context.Context, key, value string) error {
 			return c.Do(ctx, c.B().Set().Key(key).Value(value).Ex(ttl).Build()).Error()
 		}
-		sys.close = c.Close
+		sys.Close = c.Close
 		sys.server = s.redisCPU
 	default:
 		return nil, fmt.Errorf("no system %q", name)
@@ -163,10 +174,20 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 	return sys, nil
 }
 
-func (s *servers) redisCPU() time.Duration { return processCPU(s.redis.Process.Pid) }
+func openPool(driver, dsn string, conns int) (*sql.DB, error) {
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+func (s *Servers) redisCPU() time.Duration { return processCPU(s.redis.Process.Pid) }
 
 // postgresCPU sums the server's processes, which are children of one.
-func (s *servers) postgresCPU() time.Duration {
+func (s *Servers) postgresCPU() time.Duration {
 	b, err := os.ReadFile(s.pg.DataDir() + "/postmaster.pid")
 	if err != nil {
 		return 0
@@ -198,9 +219,9 @@ func processCPU(pid int) time.Duration {
 	return total
 }
 
-// fill stores every key.
-func (s *servers) fill(ctx context.Context, p plan, value string) error {
-	db, err := sql.Open("postgres", s.dsn)
+// Fill sets PostgreSQL up and stores so many keys in both servers.
+func (s *Servers) Fill(ctx context.Context, keys int, value string) error {
+	db, err := sql.Open("postgres", s.dsn())
 	if err != nil {
 		return err
 	}
@@ -213,8 +234,8 @@ func (s *servers) fill(ctx context.Context, p plan, value string) error {
 		return err
 	}
 	defer c.Close()
-	items := make(map[string]any, p.keys)
-	for i := range p.keys {
+	items := make(map[string]any, keys)
+	for i := range keys {
 		items[keyName(i)] = value
 	}
 	if err := c.SetMany(ctx, items, ttl); err != nil {
@@ -223,11 +244,11 @@ func (s *servers) fill(ctx context.Context, p plan, value string) error {
 	if _, err := db.ExecContext(ctx, "VACUUM ANALYZE cache"); err != nil {
 		return err
 	}
-	r := redis.NewClient(&redis.Options{Addr: s.redisURL})
+	r := redis.NewClient(&redis.Options{Addr: s.Redis})
 	defer r.Close()
-	for i := 0; i < p.keys; i += 1000 {
+	for i := 0; i < keys; i += 1000 {
 		pipe := r.Pipeline()
-		for j := i; j < min(i+1000, p.keys); j++ {
+		for j := i; j < min(i+1000, keys); j++ {
 			pipe.Set(ctx, keyName(j), value, ttl)
 		}
 		if _, err := pipe.Exec(ctx); err != nil {
