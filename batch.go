@@ -200,10 +200,10 @@ locked AS MATERIALIZED (
     SELECT ctid AS tid FROM {schema}.cache
     WHERE user_id = {user} AND key = k.key
       AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
-    LIMIT 1 FOR UPDATE) c),
+    LIMIT 1 FOR UPDATE) c LIMIT (SELECT 1000)),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
-  RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+  DELETE FROM {schema}.cache c USING locked WHERE c.ctid = locked.tid
+  RETURNING c.key, (c.expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
   SELECT {user}, array_agg(key) FROM deleted WHERE live HAVING count(*) > 0)

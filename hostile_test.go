@@ -382,7 +382,6 @@ func TestHostileRowsHaveTheirBounds(t *testing.T) {
 		`INSERT INTO cache (key, value, value_bytes) VALUES ('k', 'v', 'v')`:                                "23514",
 		`INSERT INTO cache_change (keys) VALUES (ARRAY[repeat('k', 200000000)])`:                            "23514",
 		`INSERT INTO cache_change (keys) SELECT array_agg('k' || g) FROM generate_series(1, 2001) g`:        "23514",
-		`UPDATE cache_change SET keys = ARRAY(SELECT 'k' || g FROM generate_series(1, 2001) g)`:             "",
 		`INSERT INTO cache_change (keys) VALUES ('{NULL}'), ('{}'), ('[5:6]={a,b}'), ('{{a,b},{c,d}}')`:     "",
 		`INSERT INTO cache_change (keys) SELECT array_agg(repeat('k', 1024)) FROM generate_series(1, 2000)`: "",
 	} {

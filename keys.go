@@ -123,8 +123,8 @@ WITH page AS MATERIALIZED (
   SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
   ORDER BY user_id, key LIMIT (SELECT 2000) FOR UPDATE),
 removed AS (
-  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT ctid FROM page))
-  RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+  DELETE FROM {schema}.cache c USING page WHERE c.ctid = page.ctid
+  RETURNING c.key, (c.expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
   SELECT {user}, array_agg(key) FROM removed WHERE live HAVING count(*) > 0)

@@ -467,8 +467,10 @@ BEGIN
       IF epoch.waiting <> '{}'::bigint[] THEN
         rows := ARRAY(SELECT ctid FROM %1$I.cache_change
           WHERE user_id = p_user_id AND xid = ANY (epoch.waiting) AND txid_visible_in_snapshot(xid, epoch.trimmed) LIMIT p_rows);
-        DELETE FROM %1$I.cache_change
-        WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$I.cache_change WHERE ctid = ANY (rows) FOR UPDATE SKIP LOCKED));
+        WITH held AS MATERIALIZED (
+          SELECT c.ctid AS tid FROM (SELECT u.tid FROM unnest(rows) u(tid) LIMIT (SELECT 100000)) r JOIN %1$I.cache_change c ON c.ctid = r.tid
+          FOR UPDATE OF c SKIP LOCKED)
+        DELETE FROM %1$I.cache_change c USING held WHERE c.ctid = held.tid;
         GET DIAGNOSTICS removed = ROW_COUNT;
         IF removed < cardinality(rows) OR removed >= p_rows THEN
           RETURN removed;
@@ -480,8 +482,10 @@ BEGIN
         WHERE user_id = p_user_id AND xid >= epoch.low AND xid < txid_snapshot_xmax(epoch.trimmed)
           AND txid_visible_in_snapshot(xid, epoch.trimmed)
         ORDER BY user_id, xid LIMIT (SELECT p_rows - removed)) c;
-      DELETE FROM %1$I.cache_change
-      WHERE ctid = ANY (ARRAY(SELECT ctid FROM %1$I.cache_change WHERE ctid = ANY (rows) FOR UPDATE SKIP LOCKED));
+      WITH held AS MATERIALIZED (
+        SELECT c.ctid AS tid FROM (SELECT u.tid FROM unnest(rows) u(tid) LIMIT (SELECT 100000)) r JOIN %1$I.cache_change c ON c.ctid = r.tid
+        FOR UPDATE OF c SKIP LOCKED)
+      DELETE FROM %1$I.cache_change c USING held WHERE c.ctid = held.tid;
       GET DIAGNOSTICS n = ROW_COUNT;
       removed := removed + n;
       IF n < cardinality(rows) THEN  -- somebody holds one
@@ -543,6 +547,8 @@ BEGIN
           THEN 'k0:' ELSE 'b0' END;
       END IF;
 
+      -- Rows are joined by ctid, and the planner is told that they are few: a plan that is
+      -- made while a user has few must not read all of the user's once there are many.
       removed := 0;
       IF here ~ '^k' THEN
         SELECT array_agg(c.ctid) FILTER (WHERE c.expires_at <= statement_timestamp()), count(*), max(c.key)
@@ -560,18 +566,16 @@ BEGIN
         here := CASE WHEN block + 256 < pages THEN concat('b', block + 256) ELSE 'l' END;
       END IF;
       IF rows IS NOT NULL THEN
-        WITH gone AS (
-          DELETE FROM %1$I.cache
-          WHERE ctid = ANY (ARRAY(
-              SELECT c.ctid FROM %1$I.cache c
-              WHERE c.ctid = ANY (rows) AND c.expires_at <= statement_timestamp()
-                AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
-                  THEN c.value::numeric <= extract(epoch FROM statement_timestamp()) ELSE true END
-                AND NOT EXISTS (SELECT FROM %1$I.cache_lease l WHERE l.user_id = c.user_id AND l.key = c.key
-                  AND l.expires_at BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute')
-              FOR UPDATE OF c SKIP LOCKED))
-            AND expires_at <= statement_timestamp()
-          RETURNING expires_at)
+        WITH due AS MATERIALIZED (
+          SELECT c.ctid AS tid FROM (SELECT u.tid FROM unnest(rows) u(tid) LIMIT (SELECT 100000)) r JOIN %1$I.cache c ON c.ctid = r.tid
+          WHERE c.expires_at <= statement_timestamp()
+            AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+              THEN c.value::numeric <= extract(epoch FROM statement_timestamp()) ELSE true END
+            AND NOT EXISTS (SELECT FROM %1$I.cache_lease l WHERE l.user_id = c.user_id AND l.key = c.key
+              AND l.expires_at BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute')
+          FOR UPDATE OF c SKIP LOCKED),
+        gone AS (
+          DELETE FROM %1$I.cache c USING due WHERE c.ctid = due.tid AND c.expires_at <= statement_timestamp() RETURNING c.expires_at)
         SELECT count(*) FILTER (WHERE expires_at > '-infinity'::timestamptz) INTO removed FROM gone;
       END IF;
       next_position := here;

@@ -481,7 +481,7 @@ func TestCleanupReadsOnlyItsRange(t *testing.T) {
 			t.Fatal(body)
 		}
 		text := body[i+len(from):]
-		return strings.NewReplacer("block + 256", "$2::bigint", "block", "$1::bigint", "(rows)", "($1::tid[])").Replace(text[:strings.Index(text, to)])
+		return strings.NewReplacer("block + 256", "$2::bigint", "block", "$1::bigint", "unnest(rows)", "unnest($1::tid[])").Replace(text[:strings.Index(text, to)])
 	}
 	conn, err := l.admin.Conn(t.Context())
 	if err != nil {
@@ -495,7 +495,7 @@ func TestCleanupReadsOnlyItsRange(t *testing.T) {
 		}
 	}
 	exec(`PREPARE look AS ` + part("rows := ARRAY(", ");"))
-	exec(`PREPARE remove AS WITH gone AS (` + part("WITH gone AS (", " INTO removed") + ` FROM gone`)
+	exec(`PREPARE remove AS WITH due AS MATERIALIZED (` + part("WITH due AS MATERIALIZED (", " INTO removed") + ` FROM gone`)
 	for _, state := range []string{`SET plan_cache_mode = force_generic_plan`, `SET plan_cache_mode = force_custom_plan`, `ANALYZE cache`, `ANALYZE cache_lease`} {
 		exec(state)
 		for execute, want := range map[string]string{`look(10, 20)`: "Tid Range Scan on cache", `remove('{"(1,1)","(1,2)"}')`: "Tid Scan on cache"} {
