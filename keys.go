@@ -70,20 +70,39 @@ var beyondKeys = strings.Repeat(string(unicode.MaxRune), maxKeyBytes/utf8.UTFMax
 // 2,000 entries each, so it holds nobody up, and entries that are written meanwhile
 // may stay. When it fails, removed counts what was removed until then.
 func (c *Cache) Clear(ctx context.Context) (removed int, err error) {
+	removed, err = c.removePrefix(ctx, "")
+	return removed, c.fail(ctx, "clear", err)
+}
+
+// DeletePrefix removes this user's entries whose keys begin with prefix, of which no
+// character is special, and returns how many there were, in the manner of Clear. What
+// was being loaded under such a key is not stored. With an empty prefix, or one that no
+// key can have, the error matches ErrInvalidKey.
+func (c *Cache) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
+	if err = checkKey(prefix); err != nil {
+		err = fmt.Errorf("prefix: %w", err)
+	} else {
+		deleted, err = c.removePrefix(ctx, prefix)
+	}
+	return deleted, c.fail(ctx, "delete prefix", err)
+}
+
+// removePrefix removes the leases first, so that what is being loaded is not stored
+// behind us.
+func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, err error) {
 	w := c.writeAll()
 	defer w.done()
-	// First the leases, so that what is being loaded is not stored behind us.
-	_, err = c.exec(ctx, c.walks.clearLeases, c.args()...)
+	_, err = c.exec(ctx, c.walks.clearLeases, c.args(prefix, prefix+beyondKeys)...)
 	for after := new(string); after != nil && err == nil; {
 		var page cleared
-		page, _, err = first(query(ctx, c, c.walks.clear, c.args(*after, beyondKeys), func(rows *sql.Rows) (page cleared, err error) {
+		page, _, err = first(query(ctx, c, c.walks.clear, c.args(prefix, *after, prefix+beyondKeys), func(rows *sql.Rows) (page cleared, err error) {
 			return page, rows.Scan(&page.live, &page.last)
 		}))
 		removed += page.live
 		after = page.last
 	}
 	c.stats.deletes.Add(int64(removed))
-	return removed, c.fail(ctx, "clear", err)
+	return removed, err
 }
 
 // cleared is a page of entries that were removed.
@@ -94,14 +113,14 @@ type cleared struct {
 
 const clearLeasesSQL = `
 WITH lease AS MATERIALIZED (
-  SELECT key FROM {schema}.cache_lease WHERE user_id = {user} ORDER BY user_id, key FOR UPDATE)
+  SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key >= $1 AND key < $2 ORDER BY user_id, key FOR UPDATE)
 DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM lease)`
 
 // Concurrent statements lock entries in the order of the primary key, or they could
 // deadlock.
 const clearSQL = `/*fastpgcache*/
 WITH page AS MATERIALIZED (
-  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key > $1 AND key < $2
+  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
   ORDER BY user_id, key LIMIT (SELECT 2000) FOR UPDATE),
 removed AS (
   DELETE FROM {schema}.cache c USING page WHERE c.ctid = page.ctid

@@ -29,7 +29,9 @@ type operation struct {
 	args    []driver.Value // without the label of Config.User
 	answers []answer       // one or more
 	noTx    bool           // refused inside a transaction
-	before  string         // the section of what is sent before, without arguments
+	before  string         // the section of what is sent before
+
+	beforeArgs []driver.Value
 }
 
 // answer is what the server says to the statement and what the caller gets.
@@ -51,6 +53,9 @@ type (
 )
 
 var foundOrNot = []answer{{affected: 1, want: true}, {affected: 0, want: false}}
+
+// keysEnd is greater than every key.
+var keysEnd = strings.Repeat("\U0010FFFF", 257)
 
 // operations is where a new operation is added, beside docs/unit-testing.md.
 var operations = []operation{{
@@ -226,9 +231,19 @@ var operations = []operation{{
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
 		return c.Clear(ctx)
 	},
-	args:    []driver.Value{"", strings.Repeat("\U0010FFFF", 257)},
-	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
-	before:  "Clear, leases",
+	args:       []driver.Value{"", "", keysEnd},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	before:     "Clear, leases",
+	beforeArgs: []driver.Value{"", keysEnd},
+}, {
+	name: "DeletePrefix",
+	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
+		return c.DeletePrefix(ctx, "k:")
+	},
+	args:       []driver.Value{"k:", "", "k:" + keysEnd},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	before:     "DeletePrefix, leases",
+	beforeArgs: []driver.Value{"k:", "k:" + keysEnd},
 }, {
 	name: "Cleanup",
 	call: func(ctx context.Context, c *fastpgcache.Cache) (any, error) {
@@ -403,7 +418,7 @@ func (m *mocked) expect(t *testing.T, op operation, a answer, err error) {
 // that.
 func (m *mocked) expectBefore(op operation) {
 	if op.before != "" {
-		text, args := m.labelled(m.page[op.before].text, nil)
+		text, args := m.labelled(m.page[op.before].text, op.beforeArgs)
 		m.ExpectExec(text).WithArgs(args...).WillReturnResult(sqlmock.NewResult(0, 1))
 	}
 }
@@ -551,9 +566,9 @@ func TestPagesFollow(t *testing.T) {
 	}
 	clear := m.page["Clear"]
 	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))
-	m.ExpectQuery(clear.text).WithArgs("", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
-	m.ExpectQuery(clear.text).WithArgs("0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
-	m.ExpectQuery(clear.text).WithArgs("1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
+	m.ExpectQuery(clear.text).WithArgs("", "", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
+	m.ExpectQuery(clear.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
+	m.ExpectQuery(clear.text).WithArgs("", "1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
 	if n, err := m.Clear(t.Context()); n != 1001 || err != nil {
 		t.Errorf("got %d, %v, want 1001", n, err)
 	}

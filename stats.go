@@ -8,11 +8,11 @@ import (
 // Stats is what a Cache, with all that its WithTx returned, has done since it was
 // made. Only calls that succeeded count, but for Errors.
 type Stats struct {
-	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take or GetOrSet, and found
+	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take, GetOrSet and its kin, and found
 	Misses  int64 // keys looked up, and not found
-	Sets    int64 // entries written by Set, SetMany, Add, Increment or GetOrSet
-	Deletes int64 // entries removed by Delete, DeleteMany, Take or Clear
-	Loads   int64 // calls of GetOrSet's loaders
+	Sets    int64 // entries written by Set, SetMany, Add, Increment, GetOrSet and its kin
+	Deletes int64 // entries removed by Delete, DeleteMany, DeletePrefix, Take or Clear
+	Loads   int64 // calls of the loaders of GetOrSet and its kin
 
 	Statements int64 // sent to the database
 	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge

@@ -37,15 +37,23 @@ const (
 	live   = `user_id = current_user AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())`
 	arrays = `unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)`
 	expiry = `statement_timestamp() + e.ttl::float8 * interval '1 microsecond'`
-	insert = `INSERT INTO cache (user_id, key, value, value_bytes, expires_at) SELECT current_user, e.key, e.value, e.value_bytes, e.expires_at FROM e`
+	insert = `INSERT INTO cache (user_id, key, value, value_bytes, expires_at, mark) SELECT current_user, e.key, e.value, e.value_bytes, e.expires_at, txid_current() FROM e`
+	set    = `INSERT INTO cache (user_id, key, value, value_bytes, expires_at, mark) SELECT current_user, e.key, e.value, e.value_bytes, ` + expiry + `, txid_current() FROM ` + arrays
+	feed   = `change AS (INSERT INTO cache_change (user_id, keys) VALUES (current_user, $1::text[]))`
 	given  = `WITH e AS MATERIALIZED (SELECT key, value, value_bytes, ` + expiry + ` AS expires_at FROM ` + arrays + `)`
-	upsert = ` ON CONFLICT (user_id, key) DO UPDATE SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`
+	upsert = ` ON CONFLICT (user_id, key) DO UPDATE SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark`
 )
 
 var shapes = []shape{
 	{"GET: LATERAL … LIMIT 1, with its key (the library's)", false, `SELECT c.key, c.value, c.value_bytes FROM unnest($1::text[]) k(key), LATERAL (
 		SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
 			CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes
+		FROM cache WHERE ` + live + ` LIMIT 1) c`},
+	{"GET: the same, with the end of its life (of local answers)", false, `SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires
+		FROM unnest($1::text[]) k(key), LATERAL (
+		SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
+			CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
+			coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires
 		FROM cache WHERE ` + live + ` LIMIT 1) c`},
 	{"GET: by ordinal", false, `SELECT k.n, c.value, c.value_bytes FROM unnest($1::text[]) WITH ORDINALITY k(key, n), LATERAL (
 		SELECT value, value_bytes FROM cache WHERE ` + live + ` LIMIT 1) c`},
@@ -59,12 +67,17 @@ var shapes = []shape{
 	{"GET: the rows found, but nothing returned", false, `SELECT FROM unnest($1::text[]) k(key), LATERAL (
 		SELECT value FROM cache WHERE ` + live + ` LIMIT 1) c`},
 	{"the keys, given back", false, `SELECT k.key FROM unnest($1::text[]) k(key)`},
-	{"SET: INSERT … ON CONFLICT DO UPDATE (the library's)", true, `INSERT INTO cache (user_id, key, value, value_bytes, expires_at)
-		SELECT current_user, e.key, e.value, e.value_bytes, ` + expiry + ` FROM ` + arrays + upsert},
+	{"SET: INSERT … ON CONFLICT DO UPDATE, fed (the library's)", true, `WITH ` + feed + `, stored AS (` + set + upsert +
+		`) SELECT txid_current(), date_part('epoch'::text, statement_timestamp())`},
+	{"SET: the same, nothing returned", true, `WITH ` + feed + ` ` + set + upsert},
+	{"SET: the same, not fed", true, set + upsert},
+	{"SET: the same, fed by the triggers", true, `INSERT INTO cache (user_id, key, value, value_bytes, expires_at)
+		SELECT current_user, e.key, e.value, e.value_bytes, ` + expiry + ` FROM ` + arrays +
+		` ON CONFLICT (user_id, key) DO UPDATE SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`},
 	{"SET: UPDATE, then INSERT what is new", true, given + `, u AS (
-		UPDATE cache c SET value = e.value, value_bytes = e.value_bytes, expires_at = e.expires_at FROM e
+		UPDATE cache c SET value = e.value, value_bytes = e.value_bytes, expires_at = e.expires_at, mark = txid_current() FROM e
 		WHERE c.user_id = current_user AND c.key = e.key RETURNING c.key) ` + insert + ` WHERE key NOT IN (SELECT key FROM u)` + upsert},
-	{"SET: UPDATE alone", true, given + ` UPDATE cache c SET value = e.value, value_bytes = e.value_bytes, expires_at = e.expires_at FROM e
+	{"SET: UPDATE alone", true, given + ` UPDATE cache c SET value = e.value, value_bytes = e.value_bytes, expires_at = e.expires_at, mark = txid_current() FROM e
 		WHERE c.user_id = current_user AND c.key = e.key`},
 	{"the arrays, counted", true, `SELECT count(*) FROM ` + arrays},
 }
