@@ -297,11 +297,18 @@ func (c *coalescer[A, R]) timed(sent time.Time, err error) {
 
 // regather lets the n callers that were just woken call again, so that the next batch
 // is as large as the last: until three in four have, or it is clear that they will not,
-// or the processors have other things to do.
+// or the processors have other things to do. Where a statement takes far longer than
+// this, all should come along: who does not waits for a whole one.
 func (c *coalescer[A, R]) regather(n int) {
 	start := time.Now()
+	enough := n - n/4
+	c.mu.Lock()
+	if c.places.took() > 10*maxYielding {
+		enough = n + int(c.waiting.Load())
+	}
+	c.mu.Unlock()
 	for range maxYields {
-		if 4*int(c.waiting.Load()) >= 3*n || time.Since(start) > maxYielding {
+		if int(c.waiting.Load()) >= enough || time.Since(start) > maxYielding {
 			return
 		}
 		runtime.Gosched()

@@ -116,7 +116,7 @@ func ExampleCache_WithTx() {
 
 func ExampleConfig_maxStaleness() {
 	cache, err := fastpgcache.New(db, fastpgcache.Config{
-		MaxStaleness: 100 * time.Millisecond, // a miss may be that old
+		MaxStaleness: 100 * time.Millisecond, // how old an answer from memory may be
 	})
 	fmt.Println(cache, err)
 }

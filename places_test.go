@@ -180,10 +180,10 @@ func (d *distant) callers(c *coalescer[string, string], n int, long time.Duratio
 	return len(took), took[len(took)*99/100]
 }
 
-// at runs f with a coalescer over d with a pool of 16 connections.
-func (d *distant) at(t *testing.T, f func(c *coalescer[string, string])) {
+// at runs f with a coalescer over d with a pool of conns connections.
+func (d *distant) at(t *testing.T, conns int, f func(c *coalescer[string, string])) {
 	synctest.Test(t, func(t *testing.T) {
-		m := merger{t.Context(), func(f func()) { go f() }, poolOf(16), func(error) bool { return false }}
+		m := merger{t.Context(), func(f func()) { go f() }, poolOf(conns), func(error) bool { return false }}
 		f(newCoalescer(m, func(ctx context.Context, arg string) (string, error) {
 			_, err := d.run(ctx, []string{arg})
 			return arg, err
@@ -198,7 +198,7 @@ func TestBehindANetworkACallWaitsForNoOther(t *testing.T) {
 				roundTrip: func() time.Duration { return roundTrip },
 				statement: 25 * time.Microsecond, call: 4 * time.Microsecond,
 			}
-			d.at(t, func(c *coalescer[string, string]) {
+			d.at(t, 16, func(c *coalescer[string, string]) {
 				long := 200 * roundTrip
 				calls, p99 := d.callers(c, callers, long)
 				alone := roundTrip + d.statement + d.call
@@ -216,12 +216,29 @@ func TestBehindANetworkACallWaitsForNoOther(t *testing.T) {
 	}
 }
 
+// With one connection or two for many callers, nobody may wait for two statements.
+func TestBehindANetworkASmallPoolTakesAllCallersAlong(t *testing.T) {
+	for conns, least := range map[int]float64{2: 0.9, 4: 0.9} {
+		d := &distant{
+			roundTrip: func() time.Duration { return far },
+			statement: 25 * time.Microsecond, call: 4 * time.Microsecond,
+		}
+		d.at(t, conns, func(c *coalescer[string, string]) {
+			const callers, long = 16, 200 * far
+			calls, _ := d.callers(c, callers, long)
+			if of := float64(calls) / float64(callers*long/far); of < least {
+				t.Errorf("a pool of %d: %.2f of the calls that a connection for each would make, want %.2f", conns, of, least)
+			}
+		})
+	}
+}
+
 func TestBesideABusyServerStatementsAreLarge(t *testing.T) {
 	d := &distant{
 		roundTrip: func() time.Duration { return 60 * time.Microsecond },
 		statement: 25 * time.Microsecond, call: 4 * time.Microsecond,
 	}
-	d.at(t, func(c *coalescer[string, string]) {
+	d.at(t, 16, func(c *coalescer[string, string]) {
 		d.callers(c, 64, 100*time.Millisecond)
 		if mean := d.calls / d.statements; mean < 15 {
 			t.Errorf("%d calls a statement, want 15 or more", mean)
@@ -240,7 +257,7 @@ func TestAServerFoundFartherIsFilledAgain(t *testing.T) {
 		},
 		statement: 25 * time.Microsecond, call: 4 * time.Microsecond,
 	}
-	d.at(t, func(c *coalescer[string, string]) {
+	d.at(t, 16, func(c *coalescer[string, string]) {
 		began = time.Now()
 		d.callers(c, 8, 1*time.Second+2*baseWindow)
 		calls, _ := d.callers(c, 8, time.Second)
@@ -252,7 +269,7 @@ func TestAServerFoundFartherIsFilledAgain(t *testing.T) {
 
 func TestALargeStatementNeedsNoPlaceOfOthers(t *testing.T) {
 	d := &distant{roundTrip: func() time.Duration { return far }}
-	d.at(t, func(c *coalescer[string, string]) {
+	d.at(t, 16, func(c *coalescer[string, string]) {
 		d.callers(c, 1, 100*time.Millisecond)
 		began := time.Now()
 		var wg sync.WaitGroup

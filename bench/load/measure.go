@@ -42,7 +42,7 @@ func measureAll(ctx context.Context, p plan) (samples, error) {
 				for round := range p.rounds {
 					for i := range p.systems {
 						name := p.systems[(i+round)%len(p.systems)]
-						one, err := measure(ctx, s, name, peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, Length: p.length})
+						one, err := measure(ctx, s, name, peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, WarmUp: p.length / 4, Length: p.length})
 						if err != nil {
 							return nil, fmt.Errorf("%s, %+v: %w", name, set, err)
 						}

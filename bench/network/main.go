@@ -127,7 +127,7 @@ func measureAll(ctx context.Context, p plan) (results, error) {
 		for _, op := range p.ops {
 			for _, callers := range p.callers {
 				set := setting{roundTrip, op, callers}
-				load := peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, Length: p.length}
+				load := peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, WarmUp: p.length / 2, Length: p.length}
 				all[set] = map[string][]peers.Sample{}
 				for round := range p.rounds {
 					for i := range systems {

@@ -15,10 +15,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -30,7 +32,7 @@ const usage = `Usage: fastpgcache-admin [command] [flags]
 Commands:
   setup    create the cache, or bring it up to date; the default
   status   tell whether the cache is there and how it is
-  cleanup  remove the expired entries of every user
+  cleanup  remove expired entries, of every user that the role may act for
   sql      print what setup would run; needs no database
   version  print the version
   help     print this
@@ -58,10 +60,13 @@ Databricks Lakebase:
 The cache:
   --schema NAME      where it is (public); setup creates the schema if absent
   --grant ROLE       setup, sql: who may use it, each login that is a member of
-                     the role confined to its own entries (PUBLIC, every role)
-  --service ROLE     setup, sql: who may act for any user (nobody)
-  --force            setup, sql: drop the cache with every entry, create it anew.
-                     Nothing is asked
+                     the role confined to its own entries; public, none (who may
+                     already; on the first set-up public)
+  --service ROLE     setup, sql: who may act for any user; none (who may already)
+  --max-size SIZE    setup, sql: what each user's entries may take, such as 10GB;
+                     none (what it is)
+  --force            setup, sql: delete every entry. Nothing is asked
+  --json             status: print JSON
 
 Exit codes: 0 done, also where it was done already; 1 failed, or status found
 something wrong; 2 not understood.
@@ -92,6 +97,7 @@ type options struct {
 	instance, endpoint, profile string
 
 	setup fastpgcache.SetupConfig
+	json  bool
 }
 
 // commands are what can be run, each with the flags it knows beside --schema.
@@ -100,14 +106,14 @@ var commands = map[string]struct {
 	flags []string
 }{
 	"setup":   {runSetup, append(setupFlags, connectionFlags...)},
-	"status":  {runStatus, connectionFlags},
+	"status":  {runStatus, append([]string{"json"}, connectionFlags...)},
 	"cleanup": {runCleanup, connectionFlags},
 	"sql":     {runSQL, setupFlags},
 	"version": {runVersion, nil},
 }
 
 var (
-	setupFlags      = []string{"grant", "service", "force"}
+	setupFlags      = []string{"grant", "service", "max-size", "force"}
 	connectionFlags = []string{"host", "port", "database", "user", "password", "dsn", "databricks", "instance-name", "endpoint", "profile"}
 )
 
@@ -146,7 +152,12 @@ func parse(args []string) (*options, error) {
 	flags.StringVar(&o.setup.Schema, "schema", "public", "")
 	flags.StringVar(&o.setup.Grantee, "grant", "", "")
 	flags.StringVar(&o.setup.Service, "service", "", "")
+	flags.Func("max-size", "", func(text string) (err error) {
+		o.setup.MaxBytes, err = parseSize(text)
+		return err
+	})
 	flags.BoolVar(&o.setup.Force, "force", false, "")
+	flags.BoolVar(&o.json, "json", false, "")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -179,6 +190,21 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("--port %d is no port", o.port)
 	}
 	return o, o.checkDatabricks()
+}
+
+// parseSize reads a size as PostgreSQL writes one, in powers of 1,024; none is -1.
+func parseSize(text string) (int64, error) {
+	if text == "none" {
+		return -1, nil
+	}
+	number := strings.TrimRight(text, "KMGTiBkb ")
+	power, ok := map[string]int{"": 0, "B": 0, "K": 1, "M": 2, "G": 3, "T": 4}[strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(strings.TrimSpace(text[len(number):])), "B"), "I")]
+	n, err := strconv.ParseFloat(number, 64)
+	size := n * math.Pow(1024, float64(power))
+	if !ok || err != nil || size < 1 || size > 1<<60 {
+		return 0, fmt.Errorf("%q is no size such as 500MB, 10GB or none", text)
+	}
+	return int64(size), nil
 }
 
 func (o *options) checkDatabricks() error {

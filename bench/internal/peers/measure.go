@@ -17,6 +17,7 @@ type Load struct {
 	Callers int
 	Keys    int
 	Value   string
+	WarmUp  time.Duration // to open connections and prepare statements, not measured
 	Length  time.Duration
 }
 
@@ -28,18 +29,16 @@ type Sample struct {
 	Allocs         float64 // per operation
 }
 
-// Measure puts load on a system, after a quarter of it to connect and warm up.
+// Measure puts load on a system.
 func Measure(ctx context.Context, sys *System, l Load) (Sample, error) {
-	warm := l
-	warm.Length /= 4
-	if _, err := run(ctx, sys, warm); err != nil {
+	if _, err := run(ctx, sys, l, l.WarmUp); err != nil {
 		return Sample{}, err
 	}
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	client, server, start := ownCPU(), sys.server(), time.Now()
-	took, err := run(ctx, sys, l)
+	took, err := run(ctx, sys, l, l.Length)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -63,9 +62,9 @@ func Measure(ctx context.Context, sys *System, l Load) (Sample, error) {
 }
 
 // run has callers work for a while; took is how long each operation took.
-func run(ctx context.Context, sys *System, l Load) (took []time.Duration, err error) {
+func run(ctx context.Context, sys *System, l Load, length time.Duration) (took []time.Duration, err error) {
 	var stop atomic.Bool
-	defer time.AfterFunc(l.Length, func() { stop.Store(true) }).Stop()
+	defer time.AfterFunc(length, func() { stop.Store(true) }).Stop()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for range l.Callers {
