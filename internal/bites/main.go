@@ -48,7 +48,7 @@ var faults = []fault{
 		` - int64(age/time.Microsecond) - 1`, ``}}},
 	{"kept-in-a-transaction", []change{
 		{"single.go", `c.local == nil || c.tx != nil`, `c.local == nil`},
-		{"local.go", `w.tickets == nil || at.xid == 0`, `w.tickets == nil`}}},
+		{"local.go", `w.tickets == nil || w.c.tx != nil || at.xid == 0`, `w.tickets == nil`}}},
 	{"one-clock-only", []change{{"kept.go",
 		`max(now.monotonic-i.monotonic, now.wall-i.wall)`, `now.monotonic-i.monotonic`}}},
 
