@@ -22,7 +22,7 @@ func newBatches(c *Cache) batches {
 	return batches{
 		get:    ss.new(getManySQL),
 		aged:   ss.new(getManyAgedSQL),
-		set:    ss.new(setManySQL),
+		set:    ss.new(c.stamped(setManySQL, setManyStampedSQL)),
 		del:    ss.new(deleteManySQL),
 		exists: ss.new(existsManySQL),
 	}
@@ -147,6 +147,15 @@ func scanKey(rows *sql.Rows) (key string, err error) { return key, rows.Scan(&ke
 // Rows are written in the order of the arrays, which is that of their keys: so no
 // two statements wait for each other.
 const setManySQL = `
+WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, $1::text[]))
+INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
+SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond', txid_current()
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
+ON CONFLICT (user_id, key) DO UPDATE
+SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark`
+
+// setManyStampedSQL is setManySQL where local answers need its stamp: one for all rows.
+const setManyStampedSQL = `
 WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, $1::text[])),
 stored AS (
   INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)

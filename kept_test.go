@@ -62,6 +62,12 @@ func TestWhatALookupBroughtIsKept(t *testing.T) {
 	if got := l.text("k"); got != "" {
 		t.Errorf("got %q, looked up before the change", got)
 	}
+	ticket = l.tickets("k")[0]
+	l.catchUp(moment{generation: 1}, func(yield func(string, int64) bool) { yield("k", 8) }) // nothing is held
+	l.found("k", ticket, "v", noExpiry)
+	if got := l.text("k"); got != "" {
+		t.Errorf("got %q, looked up before the second change", got)
+	}
 }
 
 func TestOfTwoDifferentAnswersNeitherIsKept(t *testing.T) {

@@ -93,13 +93,15 @@ func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, e
 	w := c.writeAll()
 	defer w.done()
 	_, err = c.exec(ctx, c.walks.clearLeases, c.args(prefix, prefix+beyondKeys)...)
-	for after := new(string); after != nil && err == nil; {
+	for after, tries := new(string), 1; after != nil && err == nil; {
 		var page cleared
 		page, _, err = first(query(ctx, c, c.walks.clear, c.args(prefix, *after, prefix+beyondKeys), func(rows *sql.Rows) (page cleared, err error) {
-			return page, rows.Scan(&page.live, &page.last)
+			return page, rows.Scan(&page.live, &page.last, &page.again)
 		}))
 		removed += page.live
-		after = page.last
+		if tries++; !page.again || tries > maxDeleteBatches {
+			after, tries = page.last, 1
+		}
 	}
 	c.stats.deletes.Add(int64(removed))
 	return removed, err
@@ -107,8 +109,9 @@ func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, e
 
 // cleared is a page of entries that were removed.
 type cleared struct {
-	live int
-	last *string // of their keys; nil: there were none
+	live  int
+	last  *string // of their keys; nil: there were none
+	again bool    // some of them have stayed
 }
 
 const clearLeasesSQL = `
@@ -117,7 +120,8 @@ WITH lease AS MATERIALIZED (
 DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM lease)`
 
 // Concurrent statements lock entries in the order of the primary key, or they could
-// deadlock.
+// deadlock. A row that a concurrent write has changed since the statement began, even
+// its TTL alone, is locked but not deleted: the page comes again.
 const clearSQL = `/*fastpgcache*/
 WITH page AS MATERIALIZED (
   SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
@@ -128,4 +132,5 @@ removed AS (
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
   SELECT {user}, array_agg(key) FROM removed WHERE live HAVING count(*) > 0)
-SELECT (SELECT count(*) FROM removed WHERE live), (SELECT max(key) FROM page)`
+SELECT (SELECT count(*) FROM removed WHERE live), (SELECT max(key) FROM page),
+  (SELECT count(*) FROM page) > (SELECT count(*) FROM removed)`

@@ -260,3 +260,37 @@ func TestClearRemovesTheUsersEntriesInBatches(t *testing.T) {
 		t.Errorf("after a rollback: got %d keys, want 10", got)
 	}
 }
+
+// An entry whose TTL somebody changes meanwhile is removed all the same.
+func TestClearRemovesWhatIsBeingRetimed(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	fillKeys(t, c, "%s", 10)
+	tx, err := openDB(t, dsn).Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := c.WithTx(tx).Expire(ctx, "0000005", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		n, err := c.Clear(ctx)
+		if err == nil && n != 10 {
+			err = fmt.Errorf("%d entries removed, want 10", n)
+		}
+		ended <- err
+	}()
+	eventuallyBlocked(t, openDB(t, admin))
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if left := keysOf(t, c, ""); len(left) != 0 {
+		t.Errorf("%v stayed", left)
+	}
+}

@@ -154,6 +154,7 @@ type row struct {
 
 // look returns what the table has of keys, live or expired.
 func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error) {
+	tickets := c.tickets(keys...)
 	rows, err := query(ctx, c, c.loads.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
 		var value, valueBytes any
 		err = rows.Scan(&r.key, &value, &valueBytes, &r.now, &r.expires, &r.version, &r.absent)
@@ -164,6 +165,11 @@ func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error)
 	byKey := make(map[string]row, len(rows))
 	for _, r := range rows {
 		byKey[r.key] = r
+	}
+	for i, t := range tickets { // memory may have what was there before
+		if r := byKey[keys[i]]; r.found {
+			c.keep(r.key, t, r.lookup)
+		}
 	}
 	return byKey, err
 }

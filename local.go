@@ -240,7 +240,7 @@ func (c *Cache) write(keys ...string) *writing {
 // stored tells that the statement of at has stored entries, those of the write's keys. In
 // a transaction it has no stamp, and nothing is kept: it may yet do more, or roll back.
 func (w *writing) stored(at stamp, entries ...entry) {
-	if w.tickets == nil || at.xid == 0 {
+	if w.tickets == nil || w.c.tx != nil || at.xid == 0 {
 		return
 	}
 	now := micros(at.now)

@@ -24,7 +24,7 @@ func newSingle(c *Cache) single {
 	m := merger{c.ctx, c.run, budgetOf(c.db), causedByData}
 	keySize := func(key string) int { return len(key) }
 	return single{
-		set:    ss.one(setSQL),
+		set:    ss.one(c.stamped(setSQL, setStampedSQL)),
 		get:    ss.one(getSQL),
 		aged:   ss.one(getAgedSQL),
 		del:    ss.one(deleteSQL),
@@ -65,6 +65,14 @@ type stamp struct {
 	now float64
 }
 
+// stamped returns the second text where local answers need a stamp, else the first.
+func (c *Cache) stamped(without, with string) string {
+	if c.cfg.MaxStaleness > 0 {
+		return with
+	}
+	return without
+}
+
 // writes runs a statement that gives one stamp for each row that it wrote, or one for
 // all, and returns how many it gave. The stamp is read only where local answers need it.
 func (c *Cache) writes(ctx context.Context, s *statement, args []any) (n int64, at stamp, err error) {
@@ -101,13 +109,15 @@ func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duratio
 // Every statement that changes entries tells so, in the same transaction, in
 // cache_change. The mark keeps the triggers that do this for other people's SQL quiet.
 const setSQL = `
-WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, ARRAY[$1::text])),
-stored AS (
-  INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
-  VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond', txid_current())
-  ON CONFLICT (user_id, key) DO UPDATE
-  SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark)
-SELECT txid_current(), date_part('epoch'::text, statement_timestamp())`
+WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, ARRAY[$1::text]))
+INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
+VALUES ({user}, $1, $2, $3, statement_timestamp() + $4::float8 * interval '1 microsecond', txid_current())
+ON CONFLICT (user_id, key) DO UPDATE
+SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark`
+
+// setStampedSQL is setSQL where local answers need its stamp, which costs a tenth more.
+const setStampedSQL = setSQL + `
+RETURNING mark, date_part('epoch'::text, statement_timestamp())`
 
 func (c *Cache) set(ctx context.Context, e entry) (err error) {
 	if c.coalesces() {

@@ -232,7 +232,7 @@ var operations = []operation{{
 		return c.Clear(ctx)
 	},
 	args:       []driver.Value{"", "", keysEnd},
-	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil, false}}, want: 7}},
 	before:     "Clear, leases",
 	beforeArgs: []driver.Value{"", keysEnd},
 }, {
@@ -241,7 +241,7 @@ var operations = []operation{{
 		return c.DeletePrefix(ctx, "k:")
 	},
 	args:       []driver.Value{"k:", "", "k:" + keysEnd},
-	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	answers:    []answer{{rows: [][]driver.Value{{int64(7), nil, false}}, want: 7}},
 	before:     "DeletePrefix, leases",
 	beforeArgs: []driver.Value{"k:", "k:" + keysEnd},
 }, {
@@ -566,9 +566,10 @@ func TestPagesFollow(t *testing.T) {
 	}
 	clear := m.page["Clear"]
 	m.ExpectExec(m.page["Clear, leases"].text).WillReturnResult(sqlmock.NewResult(0, 0))
-	m.ExpectQuery(clear.text).WithArgs("", "", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1000, "0999"))
-	m.ExpectQuery(clear.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000"))
-	m.ExpectQuery(clear.text).WithArgs("", "1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil))
+	m.ExpectQuery(clear.text).WithArgs("", "", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(900, "0999", true))
+	m.ExpectQuery(clear.text).WithArgs("", "", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(100, "0999", false))
+	m.ExpectQuery(clear.text).WithArgs("", "0999", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(1, "1000", false))
+	m.ExpectQuery(clear.text).WithArgs("", "1000", end).WillReturnRows(sqlmock.NewRows(clear.columns).AddRow(0, nil, false))
 	if n, err := m.Clear(t.Context()); n != 1001 || err != nil {
 		t.Errorf("got %d, %v, want 1001", n, err)
 	}

@@ -17,6 +17,9 @@ func runCleanup(ctx context.Context, o *options, out, progress io.Writer) error 
 		return err
 	}
 	defer s.Close()
+	if err := s.trust(ctx); err != nil {
+		return err
+	}
 	bite := fmt.Sprintf(cleanupSQL, s.schema)
 	terminal := isTerminal(progress)
 	var removed int64

@@ -19,10 +19,15 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/conninfo"
 )
 
 // connectTimeout bounds a login unless PGCONNECT_TIMEOUT or the DSN does.
 const connectTimeout = 10 * time.Second
+
+// searchPath goes into the startup packet, before anything looks up a name: the database's
+// own setting may lead to functions, operators and types of anybody's.
+const searchPath = "pg_catalog,pg_temp"
 
 // server is the database that the command works on.
 type server struct {
@@ -30,6 +35,39 @@ type server struct {
 	name   string // the schema
 	schema string // the schema, quoted
 	where  string // for people: schema, database and host
+}
+
+// trustSQL finds what somebody could have replaced who has not this role's rights: whoever
+// owns a schema, or what is in it, decides what a statement on it runs.
+const trustSQL = `
+WITH me AS (SELECT oid FROM pg_roles WHERE rolname = current_user),
+schema AS (SELECT * FROM pg_namespace WHERE nspname = $1)
+SELECT object, owner::regrole FROM (
+  SELECT format('schema %I', nspname) AS object, CASE WHEN nspowner::regrole::text = 'pg_database_owner'
+    THEN (SELECT datdba FROM pg_database WHERE datname = current_database()) ELSE nspowner END AS owner FROM schema
+  UNION ALL
+  SELECT 'table ' || c.oid::regclass, c.relowner FROM pg_class c JOIN schema n ON n.oid = c.relnamespace
+  WHERE c.relname IN ('cache', 'cache_change', 'cache_epoch', 'cache_lease', 'cache_limit')
+  UNION ALL
+  SELECT 'function ' || p.oid::regprocedure, p.proowner FROM pg_proc p JOIN schema n ON n.oid = p.pronamespace
+  WHERE p.proname IN ('cache_walk', 'cache_trim', 'cache_begin', 'cache_changed', 'cache_moved', 'cache_deleted')) objects, me
+WHERE NOT pg_has_role(owner, me.oid, 'MEMBER')
+LIMIT 1`
+
+// trust refuses to act on what another role could have run with this one's rights.
+func (s *server) trust(ctx context.Context) error {
+	var object, owner string
+	err := s.QueryRowContext(ctx, trustSQL, s.name).Scan(&object, &owner)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return &adviceError{
+		fmt.Sprintf("%s belongs to role %s, which could have it run anything with your rights", object, owner),
+		"Log in as that role: --user " + shellWord(strings.Trim(owner, `"`)),
+	}
 }
 
 // connect logs in. It completes o by what it finds out, for messages.
@@ -61,6 +99,9 @@ func (e *loginError) Unwrap() error { return e.cause }
 // connector is where and how to log in.
 func (o *options) connector(ctx context.Context) (driver.Connector, error) {
 	if o.databricks {
+		if err := os.Setenv("PGOPTIONS", strings.TrimSpace(os.Getenv("PGOPTIONS")+" -c search_path="+searchPath)); err != nil {
+			return nil, err
+		}
 		return lakebaseConnector(ctx, o)
 	}
 	cfg, err := o.config()
@@ -83,7 +124,7 @@ func (o *options) config() (pq.Config, error) {
 	if os.Getenv("PGUSER") == "" {
 		os.Setenv("PGUSER", "postgres")
 	}
-	cfg, err := pq.NewConfig(o.dsn)
+	cfg, err := conninfo.Parse(o.dsn)
 	if err != nil {
 		return pq.Config{}, err
 	}
@@ -117,6 +158,10 @@ func (o *options) config() (pq.Config, error) {
 	if cfg.ConnectTimeout <= 0 {
 		cfg.ConnectTimeout = connectTimeout
 	}
+	if cfg.Runtime == nil {
+		cfg.Runtime = map[string]string{}
+	}
+	cfg.Runtime["search_path"] = searchPath
 	if cfg.ApplicationName == "" {
 		cfg.ApplicationName = "fastpgcache-admin"
 	}
@@ -125,11 +170,15 @@ func (o *options) config() (pq.Config, error) {
 
 // setUp is the command that sets o's schema up.
 func (o *options) setUp() string {
-	schema := o.setup.Schema
-	if strings.ContainsFunc(schema, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
-		schema = "'" + strings.ReplaceAll(schema, "'", `'\''`) + "'" // for a shell
+	return "fastpgcache-admin setup --schema " + shellWord(o.setup.Schema)
+}
+
+// shellWord is a word as a shell takes it.
+func shellWord(word string) string {
+	if word == "" || strings.ContainsFunc(word, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
+		return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 	}
-	return "fastpgcache-admin setup --schema " + schema
+	return word
 }
 
 // adviceError is a failure that knows what to do about it.
@@ -192,10 +241,9 @@ func advice(err error, o *options) string {
 	case state == "42501":
 		return fmt.Sprintf("Role %s may not use this cache. Run this as its owner, or let the owner grant it the cache's role: %s --grant ROLE", user, o.setUp())
 	case errors.Is(err, fastpgcache.ErrForeignTable):
-		return "Nothing was changed, and --force does not drop it either. Choose another schema for the cache: --schema fastpgcache"
+		return "Nothing was changed, and --force does not drop it either. Remove what is not the cache's, or choose another schema for the cache: --schema fastpgcache"
 	case errors.Is(err, fastpgcache.ErrNotPermitted): // FPG02, of migrations.sql
-		return "Nothing was changed. Run this as that role or as a member of it, or let its owner drop the object. " +
-			"Whoever owns the cache is not confined to entries of their own."
+		return "Nothing was changed. Log in as that role (--user), or give the cache a schema of your own: --schema fastpgcache"
 	case state == "42P01", state == "42883", state == "42703", state == "3F000", errors.Is(err, fastpgcache.ErrNotSetUp):
 		return "Run: " + o.setUp()
 	case state == "42704":

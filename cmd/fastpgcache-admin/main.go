@@ -15,10 +15,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -30,7 +33,7 @@ const usage = `Usage: fastpgcache-admin [command] [flags]
 Commands:
   setup    create the cache, or bring it up to date; the default
   status   tell whether the cache is there and how it is
-  cleanup  remove the expired entries of every user
+  cleanup  remove expired entries, of every user that the role may act for
   sql      print what setup would run; needs no database
   version  print the version
   help     print this
@@ -58,10 +61,13 @@ Databricks Lakebase:
 The cache:
   --schema NAME      where it is (public); setup creates the schema if absent
   --grant ROLE       setup, sql: who may use it, each login that is a member of
-                     the role confined to its own entries (PUBLIC, every role)
-  --service ROLE     setup, sql: who may act for any user (nobody)
-  --force            setup, sql: drop the cache with every entry, create it anew.
-                     Nothing is asked
+                     the role confined to its own entries; public, none (who may
+                     already; on the first set-up public)
+  --service ROLE     setup, sql: who may act for any user; none (who may already)
+  --max-size SIZE    setup, sql: what each user's entries may take, such as 10GB;
+                     none (what it is)
+  --force            setup, sql: delete every entry. Nothing is asked
+  --json             status: print JSON
 
 Exit codes: 0 done, also where it was done already; 1 failed, or status found
 something wrong; 2 not understood.
@@ -92,6 +98,7 @@ type options struct {
 	instance, endpoint, profile string
 
 	setup fastpgcache.SetupConfig
+	json  bool
 }
 
 // commands are what can be run, each with the flags it knows beside --schema.
@@ -100,14 +107,14 @@ var commands = map[string]struct {
 	flags []string
 }{
 	"setup":   {runSetup, append(setupFlags, connectionFlags...)},
-	"status":  {runStatus, connectionFlags},
+	"status":  {runStatus, append([]string{"json"}, connectionFlags...)},
 	"cleanup": {runCleanup, connectionFlags},
 	"sql":     {runSQL, setupFlags},
 	"version": {runVersion, nil},
 }
 
 var (
-	setupFlags      = []string{"grant", "service", "force"}
+	setupFlags      = []string{"grant", "service", "max-size", "force"}
 	connectionFlags = []string{"host", "port", "database", "user", "password", "dsn", "databricks", "instance-name", "endpoint", "profile"}
 )
 
@@ -146,13 +153,18 @@ func parse(args []string) (*options, error) {
 	flags.StringVar(&o.setup.Schema, "schema", "public", "")
 	flags.StringVar(&o.setup.Grantee, "grant", "", "")
 	flags.StringVar(&o.setup.Service, "service", "", "")
+	flags.Func("max-size", "", func(text string) (err error) {
+		o.setup.MaxBytes, err = parseSize(text)
+		return err
+	})
 	flags.BoolVar(&o.setup.Force, "force", false, "")
-	if err := flags.Parse(args); err != nil {
+	flags.BoolVar(&o.json, "json", false, "")
+	if err := parseFlags(flags, args); err != nil {
 		return nil, err
 	}
 	if flags.NArg() > 0 {
 		o.command = flags.Arg(0)
-		if err := flags.Parse(flags.Args()[1:]); err != nil {
+		if err := parseFlags(flags, flags.Args()[1:]); err != nil {
 			return nil, err
 		}
 	}
@@ -162,9 +174,9 @@ func parse(args []string) (*options, error) {
 	command, ok := commands[o.command]
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("no command %q", o.command)
+		return nil, errors.New("no such command (what stands there is not shown: it may be a password with a space)")
 	case flags.NArg() > 0:
-		return nil, fmt.Errorf("%q is one argument too many", flags.Arg(0))
+		return nil, errors.New("there is one argument too many (it is not shown: it may be a password with a space)")
 	}
 	flags.Visit(func(f *flag.Flag) { o.set[f.Name] = true })
 	for name := range o.set {
@@ -179,6 +191,35 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("--port %d is no port", o.port)
 	}
 	return o, o.checkDatabricks()
+}
+
+// invalidValue is package flag's error, which shows the value.
+var invalidValue = regexp.MustCompile(`(?s)^invalid (?:boolean )?value ".*" for (?:flag )?-([a-z-]+): (.*)$`)
+
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	err := flags.Parse(args)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	if m := invalidValue.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Errorf("--%s: %s", m[1], m[2])
+	}
+	return err
+}
+
+// parseSize reads a size as PostgreSQL writes one, in powers of 1,024; none is -1.
+func parseSize(text string) (int64, error) {
+	if text == "none" {
+		return -1, nil
+	}
+	number := strings.TrimRight(text, "KMGTiBkb ")
+	power, ok := map[string]int{"": 0, "B": 0, "K": 1, "M": 2, "G": 3, "T": 4}[strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(strings.TrimSpace(text[len(number):])), "B"), "I")]
+	n, err := strconv.ParseFloat(number, 64)
+	size := n * math.Pow(1024, float64(power))
+	if !ok || err != nil || size < 1 || size > 1<<60 {
+		return 0, errors.New("no size such as 500MB, 10GB or none")
+	}
+	return int64(size), nil
 }
 
 func (o *options) checkDatabricks() error {

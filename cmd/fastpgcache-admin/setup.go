@@ -51,6 +51,15 @@ func runSetup(ctx context.Context, o *options, out, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var was [3]string
+	if before.cache {
+		if err := s.trust(ctx); err != nil {
+			return err
+		}
+		if was, err = s.rights(ctx); err != nil {
+			return err
+		}
+	}
 	var entries int64
 	if o.setup.Force && before.cache {
 		// What is written between this and the DROP is not counted.
@@ -71,15 +80,47 @@ func runSetup(ctx context.Context, o *options, out, _ io.Writer) error {
 	default:
 		fmt.Fprintf(out, "Upgraded in %s; every entry is still there.\n", s.where)
 	}
-	if role := o.setup.Grantee; role == "" {
-		fmt.Fprintln(out, "Every role may use it, each confined to its own entries.")
-	} else {
-		fmt.Fprintf(out, "Role %q and its members may use it, each login confined to its own entries.\n", role)
+	is, err := s.rights(ctx)
+	if err != nil {
+		return err
 	}
-	if role := o.setup.Service; role != "" {
-		fmt.Fprintf(out, "Role %q may act for any user.\n", role)
+	for i, text := range is {
+		switch was[i] {
+		case text:
+		case "":
+			fmt.Fprintf(out, "%s.\n", text)
+		default:
+			fmt.Fprintf(out, "%s. (Before: %s.)\n", text, was[i])
+		}
 	}
 	return nil
+}
+
+const rightsSQL = `
+SELECT coalesce((SELECT string_agg(CASE WHEN r = 0 THEN 'every role' ELSE 'role ' || r::regrole END, ', ') FROM pg_policy p, unnest(p.polroles) r
+    WHERE p.polrelid = c.oid AND p.polname = 'cache_own_rows'), 'nobody but the owner'),
+  coalesce((SELECT string_agg('role ' || r::regrole, ', ') FROM pg_policy p, unnest(p.polroles) r
+    WHERE p.polrelid = c.oid AND p.polname = 'cache_any_rows'), 'nobody but the owner')
+FROM pg_class c WHERE c.oid = to_regclass($1)`
+
+// rights says who may do what, a sentence each; they are empty where there is no cache.
+func (s *server) rights(ctx context.Context) (sentences [3]string, err error) {
+	var grantee, service string
+	err = s.QueryRowContext(ctx, rightsSQL, s.schema+".cache_change").Scan(&grantee, &service)
+	if errors.Is(err, sql.ErrNoRows) {
+		return sentences, nil
+	}
+	if err != nil {
+		return sentences, err
+	}
+	sentences[0] = fmt.Sprintf("May use it, each login confined to its own entries: %s", grantee)
+	sentences[1] = fmt.Sprintf("May act for any user: %s", service)
+	st := &status{}
+	if err := s.limits(ctx, st); err != nil {
+		return sentences, err
+	}
+	sentences[2] = "Limit: " + st.limitText()
+	return sentences, nil
 }
 
 // table is what bears the name of the cache's table.

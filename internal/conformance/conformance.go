@@ -74,7 +74,7 @@ type test struct {
 
 func tests() []test {
 	var all []test
-	for _, list := range [][]test{lifecycleTests, valueTests, expiryTests, errorTests, userTests, txTests, atomicTests, loadTests, negativeTests, modelTests} {
+	for _, list := range [][]test{lifecycleTests, valueTests, expiryTests, errorTests, userTests, txTests, atomicTests, loadTests, loadingTests, localTests, modelTests} {
 		all = append(all, list...)
 	}
 	return all

@@ -246,9 +246,15 @@ func testPreparedOnce(s *suite, t *testing.T) {
 	c := s.open(t, dsn)
 	c.DB().SetMaxOpenConns(1)
 	runEach(t, c, 5)
-	total := one[int](t, c.DB(), preparedSQL+`'%'`)
-	distinct := one[int](t, c.DB(), strings.Replace(preparedSQL, "count(*)", "count(DISTINCT statement)", 1)+`'%'`)
+	const sometimes = `'%' AND statement NOT LIKE '%cache_trim%'`
+	total := one[int](t, c.DB(), preparedSQL+sometimes)
+	distinct := one[int](t, c.DB(), strings.Replace(preparedSQL, "count(*)", "count(DISTINCT statement)", 1)+sometimes)
 	want := len(operations())
+	for _, op := range operations() {
+		if op.walks {
+			want++
+		}
+	}
 	if s.cfg.DisablePrepare {
 		want = 0
 	}

@@ -17,6 +17,7 @@ type operation struct {
 	name  string // as errors give it
 	keyed bool   // is about one key
 	reads bool   // changes no row
+	walks bool   // removes expired rows, too, and leases by a statement of their own
 
 	// run calls it. For a keyed operation other than a write that stores, found is
 	// whether the key was there.
@@ -74,6 +75,10 @@ func operations() []operation {
 		}},
 		{name: "delete many", keyed: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			n, err := c.DeleteMany(ctx, []string{key, key})
+			return n > 0, err
+		}},
+		{name: "delete prefix", keyed: true, walks: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+			n, err := c.DeletePrefix(ctx, key)
 			return n > 0, err
 		}},
 		{name: "keys", reads: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {

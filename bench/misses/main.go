@@ -1,6 +1,6 @@
-// Command negative measures what a filter of the keys brings a cache, and costs it:
+// Command misses measures what a filter of the keys brings a cache, and costs it:
 //
-//	cd bench && go run ./negative [-keys 1000000] [-open 3m]
+//	cd bench && go run ./misses [-keys 1000000] [-open 3m]
 //
 // It starts a throwaway PostgreSQL and a Redis, and prints lookups of missing keys with
 // and without filter and on Redis; loading and catching up with few keys and with many;
@@ -37,7 +37,7 @@ func main() {
 	flag.DurationVar(&openFor, "open", 0, "how long a transaction has been open when catching up beside it is measured")
 	flag.Parse()
 	if err := run(context.Background(), *keys); err != nil {
-		fmt.Fprintln(os.Stderr, "negative:", err)
+		fmt.Fprintln(os.Stderr, "misses:", err)
 		os.Exit(1)
 	}
 }

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"time"
+
+	_ "github.com/lib/pq"
+	"github.com/maypok86/otter/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+
+	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+)
+
+const ttl = time.Hour
+
+// system is a cache to measure.
+type system struct {
+	name  string
+	get   func(ctx context.Context, key string) error // a miss is an error
+	set   func(ctx context.Context, key, value string) error
+	stats func() fastpgcache.Stats // of local
+	close func()
+}
+
+var errMiss = errors.New("miss")
+
+// servers are the throwaway PostgreSQL and Redis.
+type servers struct {
+	pg    *pgtest.Server
+	redis *exec.Cmd
+	addr  string // of redis
+}
+
+func startServers(ctx context.Context) (*servers, error) {
+	s := &servers{}
+	var err error
+	if s.pg, err = pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{"shared_buffers": "512MB"}}); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	s.addr = l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(s.addr)
+	s.redis = exec.CommandContext(ctx, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+	if err := s.redis.Start(); err != nil {
+		s.redis = nil
+		return nil, errors.Join(fmt.Errorf("%w (install redis-server)", err), s.stop())
+	}
+	for range 100 {
+		if conn, err := net.Dial("tcp", s.addr); err == nil {
+			conn.Close()
+			return s, nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil, errors.Join(errors.New("redis-server does not answer"), s.stop())
+}
+
+func (s *servers) stop() error {
+	if s.redis != nil {
+		s.redis.Process.Kill()
+		s.redis.Wait()
+	}
+	return s.pg.Stop()
+}
+
+func (s *servers) cache(staleness time.Duration) (*fastpgcache.Cache, error) {
+	return fastpgcache.Open(s.pg.DSN("postgres"), fastpgcache.Config{MaxStaleness: staleness})
+}
+
+// fill stores every key, in both.
+func (s *servers) fill(ctx context.Context, value string) error {
+	db, err := sql.Open("postgres", s.pg.DSN("postgres"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := fastpgcache.Setup(ctx, db, fastpgcache.SetupConfig{}); err != nil {
+		return err
+	}
+	c, err := fastpgcache.New(db, fastpgcache.Config{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	names := keyNames()
+	items := make(map[string]any, len(names))
+	for _, key := range names {
+		items[key] = value
+	}
+	if err := c.SetMany(ctx, items, ttl); err != nil {
+		return err
+	}
+	r := redis.NewClient(&redis.Options{Addr: s.addr})
+	defer r.Close()
+	for i := 0; i < len(names); i += 1000 {
+		pipe := r.Pipeline()
+		for _, key := range names[i : i+1000] {
+			pipe.Set(ctx, key, value, ttl)
+		}
+		if _, err := pipe.Exec(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *servers) open(ctx context.Context, name string) (*system, error) {
+	sys := &system{name: name}
+	switch name {
+	case "local", "asking":
+		d := *staleness
+		if name == "asking" {
+			d = 0
+		}
+		c, err := s.cache(d)
+		if err != nil {
+			return nil, err
+		}
+		sys.get = func(ctx context.Context, key string) error {
+			var v string
+			found, err := c.Get(ctx, key, &v)
+			if err == nil && !found {
+				return errMiss
+			}
+			return err
+		}
+		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
+		sys.stats = c.Stats
+		sys.close = func() { c.Close() }
+	case "go-redis":
+		c := redis.NewClient(&redis.Options{Addr: s.addr})
+		sys.get = func(ctx context.Context, key string) error { return c.Get(ctx, key).Err() }
+		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl).Err() }
+		sys.close = func() { c.Close() }
+	case "rueidis", "rueidis-docache":
+		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.addr}, DisableCache: name == "rueidis"})
+		if err != nil {
+			return nil, err
+		}
+		sys.get = func(ctx context.Context, key string) error {
+			_, err := c.Do(ctx, c.B().Get().Key(key).Build()).ToString()
+			return err
+		}
+		if name == "rueidis-docache" {
+			sys.get = func(ctx context.Context, key string) error {
+				_, err := c.DoCache(ctx, c.B().Get().Key(key).Cache(), ttl).ToString()
+				return err
+			}
+		}
+		sys.set = func(ctx context.Context, key, value string) error {
+			return c.Do(ctx, c.B().Set().Key(key).Value(value).Ex(ttl).Build()).Error()
+		}
+		sys.close = c.Close
+	case "otter":
+		c := otter.Must(&otter.Options[string, string]{MaximumWeight: 64 << 20, Weigher: func(key, value string) uint32 { return uint32(192 + len(key) + len(value)) }})
+		sys.get = func(_ context.Context, key string) error {
+			if _, ok := c.GetIfPresent(key); !ok {
+				return errMiss
+			}
+			return nil
+		}
+		sys.set = func(_ context.Context, key, value string) error { c.Set(key, value); return nil }
+		sys.close = func() { c.InvalidateAll() }
+		for _, key := range keyNames() {
+			c.Set(key, string(make([]byte, valueBytes)))
+		}
+	default:
+		return nil, fmt.Errorf("no system %q", name)
+	}
+	return sys, nil
+}
