@@ -379,7 +379,27 @@ func TestANewEpochMakesANewFilter(t *testing.T) {
 	} {
 		t.Run(change.name, func(t *testing.T) {
 			loadFilterAfter(t, c)
+			check(t, c.Set(ctx, "kept", 1, 0))
+			wantHit(t, c, "kept")
 			change.make()
+			outdate(c)
+			eventually(t, "an answer", func() bool { // of what there is now
+				found, err := c.Get(ctx, "kept", nil)
+				if err != nil {
+					return false
+				}
+				for range 20 { // from memory, too
+					if again, err := c.Get(ctx, "kept", nil); again != found || err != nil {
+						t.Errorf("got %v, %v, then %v", found, err, again)
+					}
+				}
+				var there bool
+				check(t, db.QueryRow(`SELECT EXISTS (SELECT FROM cache WHERE key = 'kept')`).Scan(&there))
+				if found != there {
+					t.Errorf("got %v, want %v", found, there)
+				}
+				return true
+			})
 			exec(`DELETE FROM cache WHERE key = 'restored'`, restore)
 			eventually(t, "a filter of what is there now", func() bool {
 				outdate(c)

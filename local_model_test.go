@@ -592,7 +592,7 @@ func (c *chaos) restore(ctx context.Context) error {
 	}
 	exec(`ALTER TABLE cache DISABLE TRIGGER ALL`)
 	stored := map[int]int64{}
-	for key := window(); len(stored) < 5; key++ {
+	for key := window() + modelKeys/4; len(stored) < 8; key++ {
 		value, text := c.value()
 		stored[key] = value
 		exec(`INSERT INTO cache (user_id, key, value) VALUES ($1, $2, $3)
