@@ -52,7 +52,7 @@ type Config struct {
 	DisablePrepare bool
 
 	// OnError is called with errors of background work, on the goroutine that
-	// does it. Defaults to dropping them.
+	// does it. It must not call Close. Defaults to dropping them.
 	OnError func(error)
 }
 

@@ -205,14 +205,15 @@ func (k *kept) written(keys []string, tickets []ticket, values []*keptValue) {
 }
 
 // changed drops what is held of key, unless xid wrote that very value, and sees to it
-// that no lookup on its way brings back what was before.
+// that no lookup on its way brings back what was before. A value of another generation
+// may be of another transaction of that number: they run again after a crash.
 func (k *kept) changed(key string, hash uint64, xid int64) {
 	if k.values == nil {
 		return
 	}
 	stripe := int(hash % keptStripes)
 	k.values.Compute(key, func(old *keptValue, held bool) (*keptValue, otter.ComputeOp) {
-		if held && old.xid == xid {
+		if m := k.current.Load(); held && old.xid == xid && m != nil && old.generation == m.generation {
 			return nil, otter.CancelOp
 		}
 		k.stripes[stripe].Add(1)

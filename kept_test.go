@@ -141,6 +141,21 @@ func TestAResetMakesGarbageOfAll(t *testing.T) {
 	}
 }
 
+func TestTransactionsOfAnotherGenerationAreNotOwn(t *testing.T) {
+	l, now := begun(t, time.Second)
+	w := begin(l, "k")
+	w.stored(0, "v", 5, noExpiry)
+	w.done()
+	l.kept.reset() // a crash, after which transactions are numbered anew
+	l.kept.begin(*now, 0)
+	ticket := l.tickets("k")[0]
+	l.kept.changed("k", hashOf("k"), 5)
+	l.found("k", ticket, "old", noExpiry)
+	if got := l.text("k"); got != "" {
+		t.Errorf("got %q, looked up before the change", got)
+	}
+}
+
 func TestTheClockThatSaysMoreCounts(t *testing.T) {
 	l, now := begun(t, time.Second)
 	l.found("k", l.tickets("k")[0], "v", noExpiry)
