@@ -211,9 +211,9 @@ locked AS MATERIALIZED (
     SELECT ctid AS tid FROM {schema}.cache
     WHERE user_id = {user} AND key = k.key
       AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
-    LIMIT 1 FOR UPDATE) c),
+    LIMIT 1 FOR UPDATE) c LIMIT (SELECT 1000)),
 deleted AS (
-  DELETE FROM {schema}.cache c USING (SELECT tid FROM locked LIMIT (SELECT 1000)) l WHERE c.ctid = l.tid
+  DELETE FROM {schema}.cache c USING locked WHERE c.ctid = locked.tid
   RETURNING c.key, (c.expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
