@@ -198,7 +198,8 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 // Leases, then rows, are locked in the order of their keys, before any is deleted. A row
 // that a concurrent write has changed since the statement began is locked but not
 // deleted. It comes back as NULL, as does, see deleteSQL, a key whose lease has ended
-// since. A remembered absence comes back as false.
+// since. A remembered absence comes back as false. LIMIT has the planner take the rows for
+// few, and so go by ctid: by the index it might read all of a user's.
 const deleteManySQL = `/*fastpgcache*/
 WITH held AS MATERIALIZED (
   SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) ORDER BY user_id, key FOR UPDATE),
@@ -210,10 +211,10 @@ locked AS MATERIALIZED (
     SELECT ctid AS tid FROM {schema}.cache
     WHERE user_id = {user} AND key = k.key
       AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
-    LIMIT 1 FOR UPDATE) c),
+    LIMIT 1 FOR UPDATE) c LIMIT (SELECT 1000)),
 deleted AS (
-  DELETE FROM {schema}.cache WHERE ctid = ANY (ARRAY(SELECT tid FROM locked))
-  RETURNING key, (expires_at <= statement_timestamp()) IS NOT TRUE AS live),
+  DELETE FROM {schema}.cache c USING locked WHERE c.ctid = locked.tid
+  RETURNING c.key, (c.expires_at <= statement_timestamp()) IS NOT TRUE AS live),
 change AS (
   INSERT INTO {schema}.cache_change (user_id, keys)
   SELECT {user}, array_agg(key) FROM deleted WHERE live HAVING count(*) > 0)
