@@ -156,10 +156,11 @@ func TestLoadingSendsWhatIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(sql.OpenDB(nil), Config{})
+	c, err := Open("host=192.0.2.1", Config{}) // nobody's address, RFC 5737
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer c.Close()
 	l := &c.loads
 	for _, s := range []*statement{l.acquire, l.look, l.store, l.release, l.renew, l.remember} {
 		if !strings.Contains(string(page), "\n"+s.text+"\n") {
