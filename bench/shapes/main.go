@@ -55,6 +55,10 @@ var shapes = []shape{
 			CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
 			coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires
 		FROM cache WHERE ` + live + ` LIMIT 1) c`},
+	{"GET: the library's, the array a query", false, `SELECT c.key, c.value, c.value_bytes FROM unnest((SELECT $1::text[])) k(key), LATERAL (
+		SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
+			CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes
+		FROM cache WHERE ` + live + ` LIMIT 1) c`},
 	{"GET: by ordinal", false, `SELECT k.n, c.value, c.value_bytes FROM unnest($1::text[]) WITH ORDINALITY k(key, n), LATERAL (
 		SELECT value, value_bytes FROM cache WHERE ` + live + ` LIMIT 1) c`},
 	{"GET: in order, misses too", false, `SELECT c.value, c.value_bytes FROM unnest($1::text[]) k(key) LEFT JOIN LATERAL (
@@ -84,7 +88,9 @@ var shapes = []shape{
 
 func main() {
 	rounds := flag.Int("rounds", 7, "rounds")
+	only := flag.String("only", "", "measure shapes whose names have this")
 	flag.Parse()
+	shapes = slices.DeleteFunc(shapes, func(s shape) bool { return !strings.Contains(s.name, *only) })
 	if err := run(context.Background(), *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "shapes:", err)
 		os.Exit(1)
@@ -97,20 +103,28 @@ func run(ctx context.Context, rounds int) error {
 		return err
 	}
 	defer server.Stop()
-	db, err := sql.Open("postgres", server.DSN("postgres", "binary_parameters=yes"))
+	owner, err := sql.Open("postgres", server.DSN("postgres"))
+	if err != nil {
+		return err
+	}
+	defer owner.Close()
+	if err := fastpgcache.Setup(ctx, owner, fastpgcache.SetupConfig{}); err != nil {
+		return err
+	}
+	if _, err := owner.ExecContext(ctx, `CREATE ROLE app LOGIN`); err != nil {
+		return err
+	}
+	db, err := sql.Open("postgres", server.DSN("postgres", "user=app", "binary_parameters=yes")) // confined, as most are
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	db.SetMaxOpenConns(1)
-	if err := fastpgcache.Setup(ctx, db, fastpgcache.SetupConfig{}); err != nil {
-		return err
-	}
 	if _, err := db.ExecContext(ctx, `INSERT INTO cache (key, value, expires_at)
 		SELECT 'key:' || i, repeat('x', 100), now() + interval '1 h' FROM generate_series(1, $1) i`, entries); err != nil {
 		return err
 	}
-	if _, err := db.ExecContext(ctx, `VACUUM ANALYZE cache`); err != nil {
+	if _, err := owner.ExecContext(ctx, `VACUUM ANALYZE cache`); err != nil {
 		return err
 	}
 	var pid int
