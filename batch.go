@@ -14,7 +14,7 @@ import (
 
 // batches is the operations on many keys, and what merged calls become.
 type batches struct {
-	get, aged, set, del, exists *statement
+	get, aged, set, del, lock, exists *statement
 }
 
 func newBatches(c *Cache) batches {
@@ -24,6 +24,7 @@ func newBatches(c *Cache) batches {
 		aged:   ss.new(getManyAgedSQL),
 		set:    ss.new(c.stamped(setManySQL, setManyStampedSQL)),
 		del:    ss.new(deleteManySQL),
+		lock:   ss.new(lockManySQL),
 		exists: ss.new(existsManySQL),
 	}
 }
@@ -197,7 +198,8 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 // Leases, then rows, are locked in the order of their keys, before any is deleted. A row
 // that a concurrent write has changed since the statement began is locked but not
 // deleted. It comes back as NULL, as does, see deleteSQL, a key whose lease has ended
-// since. A remembered absence comes back as false.
+// since. A remembered absence comes back as false. LIMIT has the planner take the rows for
+// few, and so go by ctid: by the index it might read all of a user's.
 const deleteManySQL = `/*fastpgcache*/
 WITH held AS MATERIALIZED (
   SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ANY ($1::text[]) ORDER BY user_id, key FOR UPDATE),
@@ -221,51 +223,56 @@ WHERE user_id = {user} AND key = ANY ($1::text[]) AND key NOT IN (SELECT key FRO
 UNION ALL
 SELECT locked.key, deleted.live FROM locked LEFT JOIN deleted USING (key)`
 
-// maxDeleteBatches is how often deleteBatch runs before it deletes one by one what
-// concurrent writes keep changing.
-const maxDeleteBatches = 4
+// Once its rows are locked, a statement of the same transaction sees them as they are.
+const lockManySQL = `
+SELECT k.key FROM unnest($1::text[]) k(key), LATERAL (
+  SELECT FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1 FOR UPDATE) c`
 
 // deleteBatch deletes keys; of several calls for one key the first gets true.
 func (c *Cache) deleteBatch(ctx context.Context, keys []string) ([]bool, error) {
-	results := make([]bool, len(keys))
-	first, rest := distinct(keys)
-	slices.Sort(rest)
-	w := c.write(rest...)
+	first, unique := distinct(keys)
+	slices.Sort(unique)
+	w := c.write(unique...)
 	defer w.done()
-	c.stats.keys.Add(int64(len(rest)))
-	type row struct {
-		key     string
-		deleted sql.NullBool
-	}
-	for range maxDeleteBatches {
-		rows, err := query(ctx, c, c.batches.del, c.args(textArray(rest)), func(rows *sql.Rows) (r row, err error) {
-			return r, rows.Scan(&r.key, &r.deleted)
-		})
-		if err != nil {
-			return results, err
-		}
-		rest = rest[:0:0]
-		for _, r := range rows {
-			if !r.deleted.Valid {
-				rest = append(rest, r.key)
-			} else if r.deleted.Bool {
-				results[first[r.key]] = true
+	deleted, again, err := c.deleteSorted(ctx, unique)
+	if err == nil && len(again) > 0 { // concurrent writes were first
+		slices.Sort(again)
+		var more []string
+		err = c.transact(ctx, func(c *Cache) error {
+			if _, err := query(ctx, c, c.batches.lock, c.args(textArray(again)), scanKey); err != nil {
+				return err
 			}
-		}
-		if len(rest) == 0 {
-			return results, nil
-		}
-		slices.Sort(rest)
-		rest = slices.Compact(rest)
+			more, _, err = c.deleteSorted(ctx, again)
+			return err
+		})
+		deleted = append(deleted, more...)
 	}
-	for _, key := range rest {
-		deleted, err := c.deleteOne(ctx, key)
-		if err != nil {
-			return results, err
-		}
-		results[first[key]] = results[first[key]] || deleted
+	results := make([]bool, len(keys))
+	for _, key := range deleted {
+		results[first[key]] = true
 	}
-	return results, nil
+	return results, err
+}
+
+// deleteSorted deletes keys in their order. It returns those that were there, and those
+// for which it has to run again.
+func (c *Cache) deleteSorted(ctx context.Context, keys []string) (deleted, again []string, err error) {
+	c.stats.keys.Add(int64(len(keys)))
+	type row struct {
+		key  string
+		live sql.NullBool
+	}
+	rows, err := query(ctx, c, c.batches.del, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
+		return r, rows.Scan(&r.key, &r.live)
+	})
+	for _, r := range rows {
+		if !r.live.Valid {
+			again = append(again, r.key)
+		} else if r.live.Bool {
+			deleted = append(deleted, r.key)
+		}
+	}
+	return deleted, again, err
 }
 
 // Bounds of one statement of SetMany, GetMany and DeleteMany, and of the entries that
@@ -404,24 +411,31 @@ func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Dura
 		}
 		return nil
 	}
-	if c.tx != nil {
-		return store(c)
-	}
 	w := c.write(keys...)
 	defer w.done()
+	return c.transact(ctx, store)
+}
+
+// transact runs f in a transaction, on the caller's goroutine: f may read what belongs to
+// the caller. Where that is one of its own, each step ends with ctx, and with ctx the
+// transaction; and f runs again when the server undid it in favour of concurrent ones.
+func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
+	if c.tx != nil {
+		return f(c)
+	}
 	for attempt := 1; ; attempt++ {
-		err := c.transact(ctx, store)
+		err := c.transactOnce(ctx, f)
 		if err == nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
 			return err
 		}
 	}
 }
 
-// transact runs f in a transaction of its own, on the caller's goroutine: f may read
-// what belongs to the caller. Each step ends with ctx, and with ctx the transaction.
-func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
-	if _, err := await(ctx, c, func() (*sql.Stmt, error) { return c.prepared(ctx, c.batches.set) }); err != nil { // the transaction could not
-		return err
+func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
+	for _, s := range []*statement{c.batches.set, c.batches.del} { // the transaction cannot prepare them
+		if _, err := await(ctx, c, func() (*sql.Stmt, error) { return c.prepared(ctx, s) }); err != nil {
+			return err
+		}
 	}
 	tx, err := await(ctx, c, func() (*sql.Tx, error) { return c.db.BeginTx(ctx, nil) })
 	if err != nil {

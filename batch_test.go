@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,5 +126,42 @@ func TestEncodedEntriesCountWithWhatTheyTakeBesideTheirValues(t *testing.T) {
 	}
 	if _, bytes, err := encodeChunk(keys, items, noTTL); bytes < chunkKeys*entryBytes || err != nil {
 		t.Errorf("got %d bytes, %v", bytes, err)
+	}
+}
+
+// What concurrent writes have changed is deleted with the rest, not key by key.
+func TestDeletingContendedKeysTakesFewStatements(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	writer, deleter := openCache(t, dsn, Config{}), openCache(t, dsn, Config{})
+	items := make(map[string]any)
+	for i := range 300 {
+		items[fmt.Sprint("k", i)] = i
+	}
+	keys := slices.Sorted(maps.Keys(items))
+	writing, stop := context.WithCancel(ctx)
+	var writers sync.WaitGroup
+	for range 4 {
+		writers.Go(func() {
+			for writing.Err() == nil {
+				if err := writer.SetMany(writing, items, 0); err != nil && writing.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	const calls = 30
+	before := deleter.Stats().Statements
+	for range calls {
+		if _, err := deleter.DeleteMany(ctx, keys); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	writers.Wait()
+	if each := float64(deleter.Stats().Statements-before) / calls; each > 3 {
+		t.Errorf("%.1f statements a call", each)
+	} else {
+		t.Logf("%.1f statements a call", each)
 	}
 }

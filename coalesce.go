@@ -127,7 +127,7 @@ func (c *coalescer[A, R]) call(ctx context.Context, arg A, size int) (R, error) 
 			c.mu.Lock()
 			if len(b.waiters) == 1 && !b.sent && c.queue[0] == b && c.next() {
 				round := c.round
-				c.mu.Unlock()
+				c.send()
 				defer c.release(round)
 				return c.single(ctx, arg)
 			}

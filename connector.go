@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"os"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/fastpgcache/fastpgcache/internal/conninfo"
 )
 
 const (
@@ -44,7 +45,8 @@ var _ driver.Connector = (*Connector)(nil)
 //   - binary_parameters is yes, so that a statement that is not prepared takes one round trip
 //   - connect_timeout is PGCONNECT_TIMEOUT, or 30 s
 //
-// An error is [ErrInvalidConfig]: for a password, since the token is the password; for a pg_service.conf entry, since lib/pq
+// An error is [ErrInvalidConfig]: for a password, since the token is the password; for an sslmode that may do without
+// encryption (disable, allow, prefer), unless the server is on this machine; for a pg_service.conf entry, since lib/pq
 // lets it override the connection string, sslmode included; and for Lakebase's pooled and read-only hosts. Its pooler takes
 // no tokens (https://docs.databricks.com/aws/en/oltp/projects/connection-pooling), and an unlogged table is not replicated
 // (https://www.postgresql.org/docs/current/sql-createtable.html).
@@ -60,11 +62,7 @@ func NewConnector(dsn string, tokens TokenProvider) (*Connector, error) {
 }
 
 func tokenConfig(dsn string) (pq.Config, error) {
-	dsn, err := withDefaults(dsn, "sslmode=verify-full", "binary_parameters=yes")
-	if err != nil {
-		return pq.Config{}, err
-	}
-	cfg, err := pq.NewConfig(dsn)
+	cfg, err := conninfo.Parse(dsn, "sslmode=verify-full", "binary_parameters=yes")
 	if err != nil {
 		return pq.Config{}, err
 	}
@@ -83,29 +81,16 @@ func tokenConfig(dsn string) (pq.Config, error) {
 			return pq.Config{}, err
 		}
 	}
+	switch cfg.SSLMode {
+	case pq.SSLModeDisable, pq.SSLModeAllow, pq.SSLModePrefer:
+		if !conninfo.Local(cfg) {
+			return pq.Config{}, fmt.Errorf("sslmode=%s could send the token to another machine unencrypted: take verify-full, verify-ca or require", cfg.SSLMode)
+		}
+	}
 	if cfg.ConnectTimeout <= 0 {
 		cfg.ConnectTimeout = loginTimeout
 	}
 	return cfg, nil
-}
-
-// withDefaults puts settings into dsn, whatever the environment says. What dsn says itself stays.
-func withDefaults(dsn string, settings ...string) (string, error) {
-	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
-		return strings.Join(append(settings, dsn), " "), nil // the last of two pairs wins
-	}
-	u, err := url.Parse(dsn)
-	if err != nil {
-		return "", errors.New("the connection string is not a valid URL") // err holds all of it, password included
-	}
-	q := u.Query()
-	for _, setting := range settings {
-		if key, value, _ := strings.Cut(setting, "="); q.Get(key) == "" {
-			q.Set(key, value)
-		}
-	}
-	u.RawQuery = q.Encode()
-	return u.String(), nil
 }
 
 // checkHost refuses the Lakebase hosts that cannot serve a cache. Their names are {endpoint}-pooler.database.…,

@@ -12,10 +12,10 @@
 //	}
 //	defer cache.Close()
 //
-//	err = cache.Set(ctx, "session:42", session, 30*time.Minute)
+//	sessions := fastpgcache.NewTyped[Session](cache, "session:")
+//	err = sessions.Set(ctx, "42", session, 30*time.Minute)
 //
-//	var s Session
-//	found, err := cache.Get(ctx, "session:42", &s)
+//	s, found, err := sessions.Get(ctx, "42")
 //
 // [New] takes the *sql.DB that a service has, and [OpenConnector] any
 // [database/sql/driver.Connector], such as a [Connector], whose password is a

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"time"
 
@@ -37,13 +38,13 @@ func Example() {
 	}
 	defer cache.Close()
 
-	err = cache.Set(ctx, "session:42", Session{User: "anna"}, 30*time.Minute)
+	sessions := fastpgcache.NewTyped[Session](cache, "session:")
+	err = sessions.Set(ctx, "42", Session{User: "anna"}, 30*time.Minute)
 	if err != nil {
 		log.Fatal(err)
 	}
 
-	var s Session
-	found, err := cache.Get(ctx, "session:42", &s)
+	s, found, err := sessions.Get(ctx, "42")
 	fmt.Println(found, err, s.User)
 }
 
@@ -55,19 +56,21 @@ func ExampleNew() {
 	defer cache.Close() // db stays open
 }
 
-func ExampleCache_SetMany() {
-	err := cache.SetMany(ctx, map[string]any{
-		"price:1": 100,
-		"price:2": 250,
-	}, time.Hour)
+func ExampleTyped_SetMany() {
+	prices := fastpgcache.NewTyped[int](cache, "price:")
+	err := prices.SetMany(ctx, map[string]int{"tea": 350, "coffee": 420}, time.Hour)
 	if err != nil {
 		log.Fatal(err)
 	}
 
-	prices, err := cache.GetMany(ctx, []string{"price:1", "price:2", "price:3"})
-	for key, value := range prices { // price:3 is not in it
-		fmt.Println(key, value, err)
-	}
+	found, err := prices.GetMany(ctx, []string{"tea", "coffee", "cocoa"})
+	fmt.Println(found["tea"], len(found), err) // cocoa is not in it
+}
+
+func ExampleCache_Get() {
+	var s Session
+	found, err := cache.Get(ctx, "session:42", &s)
+	fmt.Println(found, err, s.User)
 }
 
 func ExampleCache_GetOrSet() {
@@ -80,7 +83,8 @@ func ExampleCache_GetOrSet() {
 
 func ExampleCache_Increment() {
 	limited := func(w http.ResponseWriter, r *http.Request) {
-		n, err := cache.Increment(ctx, "requests:"+r.RemoteAddr, 1, time.Minute)
+		host, _, _ := net.SplitHostPort(r.RemoteAddr) // the port is another one for each connection
+		n, err := cache.Increment(ctx, "requests:"+host, 1, time.Minute)
 		if err == nil && n > 100 {
 			http.Error(w, "slow down", http.StatusTooManyRequests)
 		}

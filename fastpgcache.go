@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/fastpgcache/fastpgcache/internal/conninfo"
 )
 
 // Config says how a Cache behaves. The zero value is ready for use.
@@ -50,7 +52,7 @@ type Config struct {
 	DisablePrepare bool
 
 	// OnError is called with errors of background work, on the goroutine that
-	// does it. Defaults to dropping them.
+	// does it. It must not call Close. Defaults to dropping them.
 	OnError func(error)
 }
 
@@ -163,11 +165,11 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 // binary_parameters defaults to yes. It does no I/O; the pool is closed with the
 // cache.
 func Open(dsn string, cfg Config) (*Cache, error) {
-	dsn, err := withDefaults(dsn, "binary_parameters=yes")
+	server, err := conninfo.Parse(dsn, "binary_parameters=yes")
 	if err != nil {
 		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
 	}
-	connector, err := pq.NewConnector(dsn)
+	connector, err := pq.NewConnectorConfig(server)
 	if err != nil {
 		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
 	}

@@ -99,13 +99,16 @@ func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, e
 			return page, rows.Scan(&page.live, &page.last, &page.again)
 		}))
 		removed += page.live
-		if tries++; !page.again || tries > maxDeleteBatches {
+		if tries++; !page.again || tries > maxPageTries {
 			after, tries = page.last, 1
 		}
 	}
 	c.stats.deletes.Add(int64(removed))
 	return removed, err
 }
+
+// maxPageTries is how often a page comes whose entries others keep changing.
+const maxPageTries = 4
 
 // cleared is a page of entries that were removed.
 type cleared struct {

@@ -13,17 +13,18 @@ import (
 // renewing its lease. acquireSQL has it, too.
 const leaseFor = 10 * time.Second
 
-// lease is the right to load some keys, of one process among all. It is rows in the
-// database: whoever deletes an entry deletes its lease, so that what is being loaded
-// is not stored behind his back.
+// lease is the right to load some keys, which one of all processes has at a time. It
+// is rows in the database. Whoever deletes an entry deletes its lease, too, so that
+// what is being loaded then is not stored.
 type lease struct {
 	cache  *Cache
+	op     string // that loads
 	holder string
-	keys   map[string]bool // that have to be given back; false: the database did not say whether there is a lease
+	keys   map[string]bool // to be given back; false where it is unknown whether there is a lease
 }
 
-func (c *Cache) newLease() *lease {
-	return &lease{cache: c, holder: rand.Text(), keys: make(map[string]bool)}
+func (c *Cache) newLease(op string) *lease {
+	return &lease{cache: c, op: op, holder: rand.Text(), keys: make(map[string]bool)}
 }
 
 func (l *lease) sorted() textArray { return slices.Sorted(maps.Keys(l.keys)) }
@@ -48,9 +49,9 @@ ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = 
 WHERE l.expires_at <= clock_timestamp() OR l.expires_at > clock_timestamp() + interval '10 seconds'
 RETURNING key`
 
-// acquire takes the leases of those of keys that nobody else loads and of whose
-// absence nobody knows. A lease that ends later than any can has been given before the
-// server's clock was set back, and is over.
+// acquire takes the leases of those keys that nobody else loads and whose absence is
+// not remembered. A lease that ends later than any can was given before the server's
+// clock was set back: it is over.
 func (l *lease) acquire(ctx context.Context, keys []string) error {
 	c := l.cache
 	sorted := textArray(slices.Sorted(slices.Values(keys)))
@@ -99,7 +100,7 @@ func (l *lease) renew(ctx context.Context, keys textArray) {
 		n, err := c.exec(renewing, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			c.report("get or set", err)
+			c.report(l.op, err)
 		}
 		if err == nil && n == 0 {
 			return
@@ -154,6 +155,7 @@ type row struct {
 
 // look returns what the table has of keys, live or expired.
 func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error) {
+	tickets := c.tickets(keys...)
 	rows, err := query(ctx, c, c.loads.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
 		var value, valueBytes any
 		err = rows.Scan(&r.key, &value, &valueBytes, &r.now, &r.expires, &r.version, &r.absent)
@@ -165,11 +167,16 @@ func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error)
 	for _, r := range rows {
 		byKey[r.key] = r
 	}
+	for i, t := range tickets { // memory may have what was there before
+		if r := byKey[keys[i]]; r.found {
+			c.keep(r.key, t, r.lookup)
+		}
+	}
 	return byKey, err
 }
 
 // The version of an entry that has changed since the look is none of those that the
-// look saw: what wrote it had not committed by then. Of a negative TTL is an absence.
+// look saw: what wrote it had not committed by then. A negative TTL is that of an absence.
 const storeSQL = `
 WITH locked AS MATERIALIZED (
   SELECT l.tid FROM unnest((SELECT $1::text[])) k(key), LATERAL (

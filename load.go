@@ -242,7 +242,7 @@ type answer struct {
 // stored. Keys that other processes load it polls for, once its own are stored and
 // given back: so nobody waits in a circle.
 func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
-	l := c.newLease()
+	l := c.newLease(r.op)
 	defer l.release(ctx)
 	for rest, attempt := f.keys, 1; len(rest) > 0; attempt++ {
 		err := l.acquire(ctx, rest)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"regexp"
 	"runtime"
 	"slices"
@@ -147,6 +148,25 @@ func waiting(c *Cache, key string) int {
 		return l.flight.seats
 	}
 	return 0
+}
+
+// The page of unit tests has every statement of loading, renew's too.
+func TestLoadingSendsWhatIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("docs/unit-testing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open("host=192.0.2.1", Config{}) // nobody's address, RFC 5737
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	l := &c.loads
+	for _, s := range []*statement{l.acquire, l.look, l.store, l.release, l.renew, l.remember} {
+		if !strings.Contains(string(page), "\n"+s.text+"\n") {
+			t.Errorf("docs/unit-testing.md does not have\n%s", s.text)
+		}
+	}
 }
 
 func TestGetOrSetLoadsAMissingKeyOnceAndStoresIt(t *testing.T) {

@@ -218,7 +218,8 @@ func TestBehindANetworkACallWaitsForNoOther(t *testing.T) {
 
 // With one connection or two for many callers, nobody may wait for two statements.
 func TestBehindANetworkASmallPoolTakesAllCallersAlong(t *testing.T) {
-	for conns, least := range map[int]float64{2: 0.9, 4: 0.9} {
+	const least = 0.9
+	for _, conns := range []int{2, 4} {
 		d := &distant{
 			roundTrip: func() time.Duration { return far },
 			statement: 25 * time.Microsecond, call: 4 * time.Microsecond,
@@ -227,7 +228,7 @@ func TestBehindANetworkASmallPoolTakesAllCallersAlong(t *testing.T) {
 			const callers, long = 16, 200 * far
 			calls, _ := d.callers(c, callers, long)
 			if of := float64(calls) / float64(callers*long/far); of < least {
-				t.Errorf("a pool of %d: %.2f of the calls that a connection for each would make, want %.2f", conns, of, least)
+				t.Errorf("a pool of %d: %.2f of the calls that a connection for each would make, want %v", conns, of, least)
 			}
 		})
 	}

@@ -44,6 +44,7 @@ var samples = map[string]struct {
 	"batches.get":       {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
 	"batches.set":       {[]string{`ARRAY['k42', 'k43', 'new']`, `ARRAY['v', NULL, 'v']`, `ARRAY[NULL, 'v', NULL]::bytea[]`, `ARRAY[1000000, NULL, 1]`}, 3},
 	"batches.del":       {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"batches.lock":      {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
 	"batches.exists":    {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
 	"atomics.add":       {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
 	"atomics.increment": {[]string{`'n'`, `1`, `NULL`}, 1},

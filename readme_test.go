@@ -31,7 +31,7 @@ func blocks(t *testing.T, language string) []string {
 
 func TestTheReadmesGoIsThatOfTheExamples(t *testing.T) {
 	var examples string
-	for _, file := range []string{"example_test.go", "lakebase/example_test.go", "drivertest/example_test.go"} {
+	for _, file := range []string{"example_test.go", "example_loading_test.go", "lakebase/example_test.go", "drivertest/example_test.go"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -43,7 +43,8 @@ func (c *Cache) refresh(ctx context.Context, key string, r request, left float64
 	if !c.loads.refreshes.begin(key) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(left*float64(time.Second)))
+	const longest = 1e9 // seconds, which a Duration holds
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(min(left, longest)*1e9))
 	c.run(func() {
 		defer cancel()
 		defer context.AfterFunc(c.ctx, cancel)()
@@ -71,7 +72,7 @@ func (c *Cache) reportLoad(op string, err error) {
 // reload loads key anew, if nobody else does.
 func (c *Cache) reload(ctx context.Context, key string, r request) (ending, error) {
 	keys := []string{key}
-	l := c.newLease()
+	l := c.newLease(r.op)
 	defer l.release(ctx)
 	if err := l.acquire(ctx, keys); err != nil {
 		return failed, err

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -45,17 +46,29 @@ const (
 	undefinedObject  = "42704"
 	invalidParameter = "22023"
 	lockNotAvailable = "55P03"
+
+	uniqueViolation   = "23505" // of a catalog's index
+	duplicateSchema   = "42P06"
+	duplicateTable    = "42P07"
+	duplicateObject   = "42710"
+	duplicateFunction = "42723"
 )
 
-// Setup creates the cache's table, policies and functions, or brings them up to
+// Setup creates the cache's tables, policies and functions, or brings them up to
 // date, in one transaction. Whoever runs it owns them, and as their owner is not
-// confined. It may be run any time, also by many processes at once. Errors match
-// ErrInvalidConfig (also where a role does not exist), ErrNotPermitted (also where
-// an object belongs to another role), or ErrForeignTable (something else bears the
-// name of one of the cache's tables or functions; Force does not drop it).
+// confined. It may be run any time, also by many processes at once. What it changes
+// of SetupConfig it tells as a NOTICE.
+//
+// Errors match ErrInvalidConfig (also where a role does not exist, or nobody would be
+// confined), ErrNotPermitted (also where the schema, or one of the cache's objects,
+// belongs to a role without the rights of this one, which could have anything run with
+// them: the error names the role to set up as), or ErrForeignTable (something else bears
+// the name of one of the cache's tables or functions, or was attached to one; Force does
+// not drop it).
 func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
+	start := time.Now()
 	err := setup(ctx, db, cfg)
-	for attempt := 1; attempt < setupAttempts && lostToConcurrentSetup(err) && sleep(ctx, backoff(attempt)); attempt++ {
+	for attempt := 1; attempt < setupAttempts && time.Since(start) < setupPatience && lostToConcurrentSetup(err) && sleep(ctx, backoff(attempt)); attempt++ {
 		err = setup(ctx, db, cfg)
 	}
 	if err != nil {
@@ -63,7 +76,7 @@ func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 			err = fmt.Errorf("%w: %w", ctxErr, err)
 		}
 		switch sqlState(err) {
-		case foreignObject:
+		case foreignObject, duplicateTable, duplicateObject, duplicateFunction:
 			err = fmt.Errorf("%w: %w", ErrForeignTable, err)
 		case undefinedObject, invalidParameter:
 			err = fmt.Errorf("%w: %w", ErrInvalidConfig, err)
@@ -77,15 +90,19 @@ func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 	return nil
 }
 
-// setupAttempts is how often a set-up is tried: the pauses add up to 2 to 4 s.
-const setupAttempts = 12
+// A set-up is tried a number of times, with pauses of 2 to 4 s in all, but not again once
+// it has waited long for another.
+const (
+	setupAttempts = 12
+	setupPatience = 20 * time.Second
+)
 
 // lostToConcurrentSetup reports whether running a set-up again may help: the very
 // first ones have nothing to wait for each other on, and one that would have held up
 // users of the cache for long has given up.
 func lostToConcurrentSetup(err error) bool {
 	switch sqlState(err) {
-	case "23505", "42P06", "42P07", "42710", "42723", lockNotAvailable: // what it would create is there, or a lock
+	case uniqueViolation, duplicateSchema, duplicateTable, duplicateObject, duplicateFunction, lockNotAvailable:
 		return true
 	}
 	return lostToConcurrent(err)

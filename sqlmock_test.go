@@ -833,16 +833,16 @@ func TestBatchFollowsUp(t *testing.T) {
 	if want := map[string]fastpgcache.Value{"a": fastpgcache.Value("text"), "large": fastpgcache.Value("value")}; err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("GetMany: got %v, %v, want %v", got, err, want)
 	}
-	del, deleteMany := m.page["Delete"], m.page["DeleteMany"]
-	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","b","contended"}`).
-		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("b", false).AddRow("contended", nil))
-	for range 3 { // as one batch again, at the end one by one
-		m.ExpectQuery(deleteMany.text).WithArgs(`{"contended"}`).
-			WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("contended", nil))
-	}
-	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(true, false))
-	m.ExpectQuery(del.text).WithArgs("contended").WillReturnRows(sqlmock.NewRows(del.columns).AddRow(false, true))
-	if n, err := m.DeleteMany(t.Context(), []string{"contended", "b", "a"}); n != 2 || err != nil {
+	deleteMany := m.page["DeleteMany"]
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"a","b","loaded"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("a", true).AddRow("b", false).AddRow("loaded", nil))
+	lock := m.page["DeleteMany, lock"]
+	m.ExpectBegin()
+	m.ExpectQuery(lock.text).WithArgs(`{"loaded"}`).WillReturnRows(sqlmock.NewRows(lock.columns).AddRow("loaded"))
+	m.ExpectQuery(deleteMany.text).WithArgs(`{"loaded"}`).
+		WillReturnRows(sqlmock.NewRows(deleteMany.columns).AddRow("loaded", true))
+	m.ExpectCommit()
+	if n, err := m.DeleteMany(t.Context(), []string{"loaded", "b", "a"}); n != 2 || err != nil {
 		t.Errorf("DeleteMany: got %d, %v, want 2", n, err)
 	}
 	if err := m.ExpectationsWereMet(); err != nil {
@@ -899,7 +899,15 @@ func TestLargeBatchIsSeveralStatements(t *testing.T) {
 // serverError is what a driver reports from the server.
 type serverError struct{ state string }
 
-func (e *serverError) Error() string    { return "server says " + e.state }
+func (e *serverError) Error() string {
+	switch e.state {
+	case "08P01":
+		return "bind message supplies 1 parameters, but prepared statement \"\" requires 2"
+	case "0A000":
+		return "cannot access temporary or unlogged relations during recovery"
+	}
+	return "server says " + e.state
+}
 func (e *serverError) SQLState() string { return e.state }
 
 // checkFault checks what an operation returned that failed for cause.
@@ -948,6 +956,9 @@ func TestErrorsMatchTheirSentinelAndSayWhatToDo(t *testing.T) {
 		{cause: &serverError{"42501"}, is: fastpgcache.ErrNotPermitted},
 		{cause: &serverError{"26000"}, says: pooler},
 		{cause: &serverError{"42P05"}, says: pooler},
+		{cause: &serverError{"08P01"}, says: pooler},
+		{cause: &serverError{"0A000"}, says: "connect to the primary"},
+		{cause: &serverError{"25006"}, says: "the cache needs the primary and a transaction that may write"},
 	} {
 		t.Run(fault.cause.Error(), func(t *testing.T) {
 			eachOperation(t, func(t *testing.T, op operation, mode mockMode) {

@@ -80,11 +80,12 @@ func (t *Typed[T]) Delete(ctx context.Context, key string) (deleted bool, err er
 // GetMany returns those of keys that are there. Where one does not decode, the others
 // come with an error.
 func (t *Typed[T]) GetMany(ctx context.Context, keys []string) (map[string]T, error) {
-	values, err := t.cache.GetMany(ctx, t.prefixed(keys))
+	values, err := t.cache.GetMany(ctx, t.full(keys))
 	return t.decodeAll("get many", values, err)
 }
 
-func (t *Typed[T]) prefixed(keys []string) []string {
+// full returns keys with the prefix.
+func (t *Typed[T]) full(keys []string) []string {
 	all := make([]string, len(keys))
 	for i, key := range keys {
 		all[i] = t.prefix + key
@@ -112,6 +113,7 @@ func (t *Typed[T]) SetMany(ctx context.Context, items map[string]T, ttl time.Dur
 	return t.cache.SetMany(ctx, t.items(items), ttl)
 }
 
+// items returns items as SetMany of the cache takes them.
 func (t *Typed[T]) items(items map[string]T) map[string]any {
 	all := make(map[string]any, len(items))
 	for key, value := range items {
@@ -164,7 +166,7 @@ func (t *Typed[T]) GetOrSetMany(ctx context.Context, keys []string, ttl time.Dur
 		var value T
 		return v.decode(&value) == nil
 	}
-	values, err := t.cache.getOrLoadMany(ctx, t.prefixed(keys), ttl, usable, loader)
+	values, err := t.cache.getOrLoadMany(ctx, t.full(keys), ttl, usable, loader)
 	return t.decodeAll("get or set many", values, err)
 }
 

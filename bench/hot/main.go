@@ -67,8 +67,8 @@ func run(ctx context.Context) (err error) {
 
 	fmt.Printf("PostgreSQL %d.%d, %d keys, %v each, %d writers, autovacuum_naptime %v %s\n\n", server.Version()/10000, server.Version()%10000,
 		*keys, *duration, *writers, *naptime, *vacuum)
-	fmt.Println("| value | fillfactor | refreshes/s | HOT | loaded | after | × | TOAST loaded | after | × | indexes × | autovacuums |")
-	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+	fmt.Println("| value | fillfactor | refreshes/s | HOT | loaded | after | × | bytes a row with index, loaded | after | TOAST loaded | after | × | indexes × | autovacuums |")
+	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for size := range strings.SplitSeq(*sizes, ",") {
 		for fill := range strings.SplitSeq(*fills, ",") {
 			bytes, err := strconv.Atoi(size)
@@ -148,9 +148,9 @@ func measure(ctx context.Context, db *sql.DB, size int, fill string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("| %d B | %s | %.0f | %.1f %% | %s | %s | %.2f | %s | %s | %s | %.2f | %d |\n", size, fill, float64(refreshed.Load())/duration.Seconds(),
+	fmt.Printf("| %d B | %s | %.0f | %.1f %% | %s | %s | %.2f | %d | %d | %s | %s | %s | %.2f | %d |\n", size, fill, float64(refreshed.Load())/duration.Seconds(),
 		100*float64(after.hot-loaded.hot)/float64(after.updates-loaded.updates), mb(loaded.heap), mb(after.heap), ratio(after.heap, loaded.heap),
-		mb(loaded.toast), mb(after.toast), toastRatio(after.toast, loaded.toast), ratio(after.indexes, loaded.indexes), after.vacuums)
+		(loaded.heap+loaded.indexes)/int64(n), (after.heap+after.indexes)/int64(n), mb(loaded.toast), mb(after.toast), toastRatio(after.toast, loaded.toast), ratio(after.indexes, loaded.indexes), after.vacuums)
 	return nil
 }
 

@@ -74,7 +74,7 @@ func run(ctx context.Context) error {
 	flag.IntVar(&p.pool, "pool", 16, "connections of each system's pool")
 	flag.IntVar(&p.keys, "keys", 20_000, "keys")
 	flag.IntVar(&p.rounds, "rounds", 3, "rounds")
-	flag.DurationVar(&p.length, "length", time.Second, "length of one measurement")
+	flag.DurationVar(&p.length, "length", time.Second, "length of one measurement, or 150 round trips if they are longer")
 	flag.Parse()
 	p.ops = strings.Split(*ops, ",")
 	for _, s := range strings.Split(*roundTrips, ",") {
@@ -127,7 +127,8 @@ func measureAll(ctx context.Context, p plan) (results, error) {
 		for _, op := range p.ops {
 			for _, callers := range p.callers {
 				set := setting{roundTrip, op, callers}
-				load := peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, WarmUp: p.length / 2, Length: p.length}
+				length := max(p.length, 150*roundTrip)
+				load := peers.Load{Op: op, Callers: callers, Keys: p.keys, Value: value, WarmUp: length / 2, Length: length}
 				all[set] = map[string][]peers.Sample{}
 				for round := range p.rounds {
 					for i := range systems {
@@ -156,7 +157,7 @@ func measure(ctx context.Context, s *peers.Servers, name string, pool int, l pee
 }
 
 func printTable(w io.Writer, p plan, all results) {
-	fmt.Fprintf(w, "%d rounds of %v, medians; pools of %d; %s, %d CPUs, %s/%s.\n\n", p.rounds, p.length, p.pool, runtime.Version(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(w, "%d rounds of %v or 150 round trips, medians; pools of %d; %s, %d CPUs, %s/%s.\n\n", p.rounds, p.length, p.pool, runtime.Version(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
 	fmt.Fprintln(w, "| round trip | op | callers | ops/s | p50 | p99 | × unmerged | p99 × unmerged | × go-redis | p99 × go-redis | × rueidis | p99 × rueidis |")
 	fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, roundTrip := range p.roundTrips {

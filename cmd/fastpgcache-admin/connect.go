@@ -19,6 +19,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/conninfo"
 )
 
 // connectTimeout bounds a login unless PGCONNECT_TIMEOUT or the DSN does.
@@ -123,7 +124,7 @@ func (o *options) config() (pq.Config, error) {
 	if os.Getenv("PGUSER") == "" {
 		os.Setenv("PGUSER", "postgres")
 	}
-	cfg, err := pq.NewConfig(o.dsn)
+	cfg, err := conninfo.Parse(o.dsn)
 	if err != nil {
 		return pq.Config{}, err
 	}

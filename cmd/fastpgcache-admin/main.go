@@ -18,6 +18,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -158,12 +159,12 @@ func parse(args []string) (*options, error) {
 	})
 	flags.BoolVar(&o.setup.Force, "force", false, "")
 	flags.BoolVar(&o.json, "json", false, "")
-	if err := flags.Parse(args); err != nil {
+	if err := parseFlags(flags, args); err != nil {
 		return nil, err
 	}
 	if flags.NArg() > 0 {
 		o.command = flags.Arg(0)
-		if err := flags.Parse(flags.Args()[1:]); err != nil {
+		if err := parseFlags(flags, flags.Args()[1:]); err != nil {
 			return nil, err
 		}
 	}
@@ -173,9 +174,9 @@ func parse(args []string) (*options, error) {
 	command, ok := commands[o.command]
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("no command %q", o.command)
+		return nil, errors.New("no such command (what stands there is not shown: it may be a password with a space)")
 	case flags.NArg() > 0:
-		return nil, fmt.Errorf("%q is one argument too many", flags.Arg(0))
+		return nil, errors.New("there is one argument too many (it is not shown: it may be a password with a space)")
 	}
 	flags.Visit(func(f *flag.Flag) { o.set[f.Name] = true })
 	for name := range o.set {
@@ -192,6 +193,20 @@ func parse(args []string) (*options, error) {
 	return o, o.checkDatabricks()
 }
 
+// invalidValue is package flag's error, which shows the value.
+var invalidValue = regexp.MustCompile(`(?s)^invalid (?:boolean )?value ".*" for (?:flag )?-([a-z-]+): (.*)$`)
+
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	err := flags.Parse(args)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	if m := invalidValue.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Errorf("--%s: %s", m[1], m[2])
+	}
+	return err
+}
+
 // parseSize reads a size as PostgreSQL writes one, in powers of 1,024; none is -1.
 func parseSize(text string) (int64, error) {
 	if text == "none" {
@@ -202,7 +217,7 @@ func parseSize(text string) (int64, error) {
 	n, err := strconv.ParseFloat(number, 64)
 	size := n * math.Pow(1024, float64(power))
 	if !ok || err != nil || size < 1 || size > 1<<60 {
-		return 0, fmt.Errorf("%q is no size such as 500MB, 10GB or none", text)
+		return 0, errors.New("no size such as 500MB, 10GB or none")
 	}
 	return int64(size), nil
 }

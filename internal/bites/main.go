@@ -134,6 +134,14 @@ func main() {
 	worlds := flag.Int("worlds", 150_000, "interleavings for each fault")
 	flag.Parse()
 	failed := false
+	for _, f := range faults { // all of them, so that none rots while a few are tried
+		for _, c := range f.changes {
+			if source, err := os.ReadFile(c.file); err != nil || !strings.Contains(string(source), c.old) {
+				fmt.Fprintf(os.Stderr, "%s: %q stands nowhere in %s\n", f.name, c.old, c.file)
+				failed = true
+			}
+		}
+	}
 	for _, f := range faults {
 		if flag.NArg() > 0 && !slices.Contains(flag.Args(), f.name) {
 			continue

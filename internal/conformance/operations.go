@@ -35,6 +35,9 @@ func operations() []operation {
 			var v string
 			return c.Get(ctx, key, &v)
 		}},
+		{name: "ping", reads: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {
+			return false, c.Ping(ctx)
+		}},
 		{name: "exists", keyed: true, reads: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			return c.Exists(ctx, key)
 		}},

@@ -44,14 +44,14 @@ func testRestart(t *testing.T, drivers []Driver) {
 
 	each("before", func(t *testing.T, c *fastpgcache.Cache) {
 		runEach(t, c, 1)
-		mustSet(t, c, "kept", "v", time.Hour)
+		mustSet(t, c, "still", "v", time.Hour)
 	})
 	if err := server.Restart(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
 	each("restarted", func(t *testing.T, c *fastpgcache.Cache) {
 		works(t, c)
-		wantHit(t, c, "kept", "v")
+		wantHit(t, c, "still", "v")
 	})
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
@@ -67,8 +67,8 @@ func testRestart(t *testing.T, drivers []Driver) {
 	}
 	each("crashed", func(t *testing.T, c *fastpgcache.Cache) {
 		works(t, c)
-		wantMiss(t, c, "kept") // the table is unlogged
-		mustSet(t, c, "kept", "v", time.Hour)
-		wantHit(t, c, "kept", "v")
+		wantMiss(t, c, "still") // the table is unlogged
+		mustSet(t, c, "still", "v", time.Hour)
+		wantHit(t, c, "still", "v")
 	})
 }
