@@ -2,6 +2,7 @@ package fastpgcache
 
 import (
 	"iter"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -68,6 +69,9 @@ func (l *local) lookup(key string) (v *keptValue, left int64, says verdict) {
 		l.refresh()
 		if age > l.maxStaleness {
 			return nil, 0, unknown
+		}
+		if age > l.maxStaleness-l.maxStaleness/4 {
+			runtime.Gosched() // the catch-up may be waiting for a processor
 		}
 	}
 	if v, ok := l.kept.get(key, m); ok {
