@@ -40,8 +40,8 @@ func writeChart(file string, p plan, all results) error {
 			away = fmt.Sprint(roundTrip, " away")
 		}
 		fmt.Fprintf(&b, `<text x="%d" y="%d" font-weight="bold">%s/s, %s</text>`+"\n", left, top-12, strings.ToUpper(op), away)
-		for power, name := range map[float64]string{2: "100", 3: "1k", 4: "10k", 5: "100k"} {
-			line := y(math.Pow(10, power))
+		for i, name := range []string{"100", "1k", "10k", "100k"} {
+			line := y(100 * math.Pow10(i))
 			fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%d" y2="%d" stroke="#ddd"/><text x="%d" y="%d" text-anchor="end">%s</text>`+"\n",
 				left, left+group*len(p.callers)-gap/2, line, line, left-6, line+4, name)
 		}
