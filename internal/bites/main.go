@@ -188,7 +188,7 @@ func try(f fault, ops, worlds int) (by string, err error) {
 		}
 	}
 	for _, tests := range []string{quick, "^TestNoAnswerIsWrong$"} {
-		cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-v", "-run", tests, ".")
+		cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-failfast", "-v", "-run", tests, ".")
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), fmt.Sprint("FASTPGCACHE_MODEL_OPS=", ops), fmt.Sprint("FASTPGCACHE_MODEL_WORLDS=", worlds))
 		out, err := cmd.CombinedOutput()
