@@ -29,12 +29,14 @@ func newBatches(c *Cache) batches {
 	}
 }
 
-// A value of more than 32 KiB comes back as two NULLs: it would hold up the rest.
+// A value of more than 32 KiB comes back as two NULLs: it would hold up the rest. The
+// array is a query, here and below, so that the planner does not know how long it is: for
+// short ones it would make a plan for each run.
 // LIMIT 1 keeps the planner from all but one index lookup per key, whatever it
 // thinks of the table.
 const getManySQL = `
 SELECT c.key, c.value, c.value_bytes
-FROM unnest($1::text[]) k(key), LATERAL (
+FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes
   FROM {schema}.cache
@@ -56,7 +58,7 @@ func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
 
 const getManyAgedSQL = `
 SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires
-FROM unnest($1::text[]) k(key), LATERAL (
+FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
     coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8) AS expires
@@ -121,7 +123,7 @@ func distinct(keys []string) (first map[string]int, unique []string) {
 
 const existsManySQL = `
 SELECT c.key
-FROM unnest($1::text[]) k(key), LATERAL (
+FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key FROM {schema}.cache
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`
@@ -151,7 +153,7 @@ const setManySQL = `
 WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}, $1::text[]))
 INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
 SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond', txid_current()
-FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
+FROM unnest((SELECT $1::text[]), (SELECT $2::text[]), (SELECT $3::bytea[]), (SELECT $4::bigint[])) e(key, value, value_bytes, ttl)
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark`
 
@@ -161,7 +163,7 @@ WITH change AS (INSERT INTO {schema}.cache_change (user_id, keys) VALUES ({user}
 stored AS (
   INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at, mark)
   SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond', txid_current()
-  FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
+  FROM unnest((SELECT $1::text[]), (SELECT $2::text[]), (SELECT $3::bytea[]), (SELECT $4::bigint[])) e(key, value, value_bytes, ttl)
   ON CONFLICT (user_id, key) DO UPDATE
   SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at, mark = excluded.mark)
 SELECT txid_current(), date_part('epoch'::text, statement_timestamp())`
@@ -207,7 +209,7 @@ lease AS (
   DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key FROM held) RETURNING key),
 locked AS MATERIALIZED (
   SELECT k.key, c.tid
-  FROM unnest($1::text[]) k(key), LATERAL (
+  FROM unnest((SELECT $1::text[])) k(key), LATERAL (
     SELECT ctid AS tid FROM {schema}.cache
     WHERE user_id = {user} AND key = k.key
       AND (expires_at IS NULL OR expires_at > statement_timestamp() OR expires_at = '-infinity'::timestamptz)
@@ -225,7 +227,7 @@ SELECT locked.key, deleted.live FROM locked LEFT JOIN deleted USING (key)`
 
 // Once its rows are locked, a statement of the same transaction sees them as they are.
 const lockManySQL = `
-SELECT k.key FROM unnest($1::text[]) k(key), LATERAL (
+SELECT k.key FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT FROM {schema}.cache WHERE user_id = {user} AND key = k.key LIMIT 1 FOR UPDATE) c`
 
 // deleteBatch deletes keys; of several calls for one key the first gets true.
