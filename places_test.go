@@ -216,8 +216,13 @@ func TestBehindANetworkACallWaitsForNoOther(t *testing.T) {
 	}
 }
 
-// With one connection or two for many callers, nobody may wait for two statements.
+// With one connection or two for many callers, nobody may wait for two statements: that
+// would be half of the calls. Which callers a batch takes along is the scheduler's to say,
+// and the race detector's is another.
 func TestBehindANetworkASmallPoolTakesAllCallersAlong(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector schedules otherwise")
+	}
 	const least = 0.9
 	for _, conns := range []int{2, 4} {
 		d := &distant{
