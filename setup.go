@@ -30,7 +30,8 @@ type SetupConfig struct {
 	// who may already, on the first set-up to "none".
 	Service string
 
-	// MaxBytes is how much the entries of each user may take. Negative removes the
+	// MaxBytes is how much the entries of each user may take. It is recorded, and not
+	// yet enforced: nothing is evicted. Negative removes the
 	// limit. Defaults to the limit that there is, on the first set-up to none.
 	MaxBytes int64
 
