@@ -368,9 +368,9 @@ func (l *lab) fill(n int) {
 func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
-	n := 200_000
-	if testing.Short() {
-		n = 20_000
+	n := 20_000
+	if pgtest.Long() {
+		n = 200_000
 	}
 	l.fill(n)
 	var removed atomic.Int64
