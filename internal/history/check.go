@@ -81,7 +81,7 @@ func (v *Verdict) misses(key int, events []Event) {
 func (v *Verdict) hits(key int, events []Event) {
 	origin := make(map[int64]Event)
 	replaced := map[int]*replacements{0: {}} // by process; 0: by anybody
-	retimed := int64(Forever)                // since when TTLs are changed
+	var retimed []Event
 	byEnd := slices.Clone(events)
 	slices.SortFunc(byEnd, func(a, b Event) int { return cmp.Compare(a.End, b.End) })
 	for _, e := range byEnd {
@@ -89,7 +89,7 @@ func (v *Verdict) hits(key int, events []Event) {
 			origin[e.Value] = e
 		}
 		if e.Kind == Retimed {
-			retimed = min(retimed, e.Start)
+			retimed = append(retimed, e)
 		}
 		if !e.Certain || e.Kind != Stored && e.Kind != Removed {
 			continue
@@ -118,7 +118,9 @@ func (v *Verdict) hits(key int, events []Event) {
 			wrong = "was replaced"
 		case hit.Process != 0 && replaced[hit.Process].after(s.End, hit.Start):
 			wrong = "was replaced by an own write"
-		case s.TTL > 0 && s.End != Forever && hit.Start > s.End+s.TTL+Slack && retimed > hit.End:
+		case s.TTL > 0 && s.End != Forever && hit.Start > s.End+s.TTL+Slack && !slices.ContainsFunc(retimed, func(e Event) bool {
+			return e.Start < hit.End && e.End > s.Start
+		}):
 			wrong = "had expired"
 		default:
 			continue

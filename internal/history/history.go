@@ -103,3 +103,19 @@ func (l *Log) Answered(key int, text string, found bool, start int64, err error)
 	}
 	l.Note(e)
 }
+
+// Lost is what a caller that was killed may have done between two moments without being
+// able to note it: with its next few values, to any key.
+func Lost(number, lastValue, start, end int64) []Event {
+	if lastValue == 0 {
+		lastValue = number << 32
+	}
+	lost := []Event{
+		{Kind: Removed, Key: AllKeys, Start: start, End: end},
+		{Kind: Retimed, Key: AllKeys, Start: start, End: end},
+	}
+	for i := range int64(10) {
+		lost = append(lost, Event{Kind: Stored, Key: AllKeys, Value: lastValue + 1 + i, Start: start, End: end})
+	}
+	return lost
+}
