@@ -211,6 +211,7 @@ func TestALookupThatEndsBehindACatchUpStartsNone(t *testing.T) {
 }
 
 func TestManyNewKeysAreCaughtUp(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	other := openCache(t, dsn, Config{})

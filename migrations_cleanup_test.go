@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
 // fill stores n entries, of every user u0 to u9, expired where the number is even.
@@ -25,9 +26,9 @@ func (l *lab) fill(n int) {
 func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
-	n := 200_000
-	if testing.Short() {
-		n = 20_000
+	n := 20_000
+	if pgtest.Long() {
+		n = 200_000
 	}
 	l.fill(n)
 	var removed atomic.Int64

@@ -59,6 +59,7 @@ var sentinels = []error{
 }
 
 func TestErrorsMatchTheirSentinelAndSayWhatToDo(t *testing.T) {
+	t.Parallel()
 	setUp := "run fastpgcache-admin --schema public, or call fastpgcache.Setup"
 	pooler := "set Config.DisablePrepare"
 	for _, fault := range []struct {
@@ -139,6 +140,7 @@ func TestFaultAfterTheStatement(t *testing.T) {
 // TestLostToConcurrentStatements covers deadlocks and serialization failures: up
 // to five attempts, and one where the transaction is the caller's.
 func TestLostToConcurrentStatements(t *testing.T) {
+	t.Parallel()
 	for _, state := range []string{"40001", "40P01"} {
 		cause := &serverError{state}
 		t.Run(state, func(t *testing.T) {
