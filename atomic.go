@@ -18,6 +18,7 @@ func newAtomics(c *Cache) atomics {
 // reports whether it did: of any number of concurrent callers exactly one. Errors
 // are those of Set.
 func (c *Cache) Add(ctx context.Context, key string, value any, ttl time.Duration) (added bool, err error) {
+	c = c.of(key)
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		added, err = c.add(ctx, e)
@@ -60,6 +61,7 @@ func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
 // transaction goes on. Other errors are those of Set; after one of unknown outcome
 // a second call may count twice.
 func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time.Duration) (sum int64, err error) {
+	c = c.of(key)
 	micros, err := storeTTL(ttl)
 	if err == nil {
 		err = checkKey(key)
@@ -108,6 +110,7 @@ func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) 
 // Take removes key and returns what was there: to exactly one of any number of
 // concurrent callers.
 func (c *Cache) Take(ctx context.Context, key string) (v Value, found bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		v, found, err = c.take(ctx, key)
 	}

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -95,11 +96,12 @@ func checkIdentifier(field, name string) error {
 	return nil
 }
 
-// Cache is a cache in one PostgreSQL database, seen as one user. It is safe for
-// concurrent use.
+// Cache is a cache in one PostgreSQL database, or spread over several by NewSharded, seen
+// as one user. It is safe for concurrent use.
 type Cache struct {
 	*core
-	tx *transaction // where every statement runs, if made by WithTx; else nil
+	tx     *transaction // where every statement runs, if made by WithTx; else nil
+	shards *shards      // what it is made of; nil where it is one
 }
 
 // core is what a Cache shares with those that its WithTx returns.
@@ -111,6 +113,7 @@ type core struct {
 	pq    bool // the driver is lib/pq
 	cfg   Config
 	stats counters
+	name  atomic.Pointer[string] // as a shard; nil: it is none
 
 	statements *statements
 	health     *statement
@@ -199,7 +202,7 @@ func OpenConnector(connector driver.Connector, cfg Config) (*Cache, error) {
 	return c, nil
 }
 
-// DB returns the pool that the cache runs on.
+// DB returns the pool that the cache runs on, nil for shards that are not all over one.
 func (c *Cache) DB() *sql.DB { return c.db }
 
 const pingSQL = `
@@ -215,13 +218,18 @@ RIGHT JOIN (SELECT) one ON true`
 // ErrNotSetUp, ErrNotPermitted (also where the login may not act for Config.User), or is
 // the driver's.
 func (c *Cache) Ping(ctx context.Context) error {
+	_, err := everywhere(ctx, c, func(c *Cache) (struct{}, error) { return struct{}{}, c.ping(ctx) })
+	return c.fail(ctx, "ping", err)
+}
+
+func (c *Cache) ping(ctx context.Context) error {
 	may, _, err := first(query(ctx, c, c.health, c.args(pq.QuoteIdentifier(c.cfg.schema())+".cache"), func(rows *sql.Rows) (may bool, err error) {
 		return may, rows.Scan(&may)
 	}))
 	if err == nil && !may {
 		err = fmt.Errorf("%w: this login may not act for user %q", ErrNotPermitted, c.cfg.User)
 	}
-	return c.fail(ctx, "ping", err)
+	return err
 }
 
 // Close stops background work and waits for it, the loaders of GetOrSet included,
@@ -234,6 +242,10 @@ func (c *Cache) Close() error {
 		return nil
 	}
 	err := c.wait()
+	if c.shards != nil {
+		_, failed := everywhere(context.Background(), c, func(c *Cache) (struct{}, error) { return struct{}{}, c.Close() })
+		err = errors.Join(err, failed)
+	}
 	c.statements.close()
 	if c.owned {
 		err = errors.Join(err, c.db.Close())
@@ -250,7 +262,7 @@ func (c *Cache) Close() error {
 // one goroutine at a time; it lives as long as tx and needs no Close. With a nil tx every
 // operation is an error.
 func (c *Cache) WithTx(tx *sql.Tx) *Cache {
-	return &Cache{core: c.core, tx: newTransaction(tx, c.db)}
+	return c.in(newTransaction(tx, c.db))
 }
 
 // coalesces reports whether concurrent calls are merged.

@@ -33,10 +33,21 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 				return
 			}
 		}
+		for key, err := range c.merged(ctx, func(c *Cache) iter.Seq2[string, error] { return c.walk(ctx, prefix) }) {
+			if !yield(key, c.fail(ctx, "keys", err)) {
+				return
+			}
+		}
+	}
+}
+
+// walk is Keys, but for the form of its errors.
+func (c *Cache) walk(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
 		for after := ""; ; {
 			page, err := query(ctx, c, c.walks.keys, c.args(prefix, after, prefix+beyondKeys), scanKey)
 			if err != nil {
-				yield("", c.fail(ctx, "keys", err))
+				yield("", err)
 				return
 			}
 			for _, after = range page {
@@ -87,9 +98,14 @@ func (c *Cache) DeletePrefix(ctx context.Context, prefix string) (deleted int, e
 	return deleted, c.fail(ctx, "delete prefix", err)
 }
 
-// removePrefix removes the leases first, so that what is being loaded is not stored
-// behind us.
 func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, err error) {
+	counts, err := everywhere(ctx, c, func(c *Cache) (int, error) { return c.removeAll(ctx, prefix) })
+	return sum(counts), err
+}
+
+// removeAll removes the leases first, so that what is being loaded is not stored
+// behind us.
+func (c *Cache) removeAll(ctx context.Context, prefix string) (removed int, err error) {
 	w := c.writeAll()
 	defer w.done()
 	_, err = c.exec(ctx, c.walks.clearLeases, c.args(prefix, prefix+beyondKeys)...)

@@ -58,6 +58,7 @@ func newLoads(c *Cache) loads {
 // where it is remembered, or what load returned.
 func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
+	c = c.of(key)
 	const op = "get or set"
 	micros, err := storeTTL(ttl)
 	if err == nil {
@@ -249,10 +250,8 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		// The look comes after the lease, and not with it: who had the lease before may
 		// just have stored the entry.
 		looked := f.send()
-		var seen map[string]row
-		if err == nil {
-			seen, err = c.look(ctx, rest)
-		}
+		seen, failed := c.look(ctx, slices.DeleteFunc(slices.Clone(rest), func(key string) bool { return c.blames(err, key) }))
+		err = also(err, failed)
 		if over := c.over(ctx); over != nil {
 			for _, key := range rest {
 				f.land(key, outcome[answer]{err: over, good: everybody})
@@ -261,12 +260,13 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		}
 		if err != nil {
 			c.report(r.op, err)
-			c.load(ctx, f, r, nil, rest, nil)
-			return
 		}
 		var missing, others []string
 		for _, key := range rest {
 			switch e := seen[key]; {
+			case c.blames(err, key): // it is loaded, and not stored
+				l.keys[key] = false
+				missing = append(missing, key)
 			case e.found && r.usable(e.value):
 				f.land(key, outcome[answer]{value: answer{value: e.value}, good: looked})
 			case e.absent:
@@ -297,13 +297,10 @@ func (c *Cache) over(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// load calls the loader for missing keys, stores what it returns if l is their lease
-// and not nil, and lands them.
+// load calls the loader for missing keys, stores what it returns for those of the lease,
+// and lands them.
 func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease, missing []string, seen map[string]row) {
-	stop := func() {}
-	if l != nil {
-		stop = l.keep(ctx)
-	}
+	stop := l.keep(ctx)
 	begun := f.send()
 	loaded, failure := c.call(ctx, r, missing)
 	stop()
@@ -312,15 +309,11 @@ func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease
 	}
 
 	sent := f.send()
-	var stored map[string]bool
-	if l != nil {
-		var err error
-		if stored, err = l.store(ctx, loaded, seen); err != nil && !errors.Is(err, ErrClosed) {
-			c.report(r.op, err)
-		}
+	stored, lost, err := l.store(ctx, loaded, seen)
+	if err != nil && !errors.Is(err, ErrClosed) {
+		c.report(r.op, err)
 	}
 	outcomes := make(map[string]outcome[answer], len(missing))
-	var lost []string
 	for _, key := range missing {
 		e, ok := loaded[key]
 		o := outcome[answer]{err: failure, good: begun} // who comes later may know better
@@ -330,8 +323,6 @@ func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease
 		wrote, intact := stored[key]
 		if wrote || intact && !ok { // nobody has changed anything
 			o.good = sent
-		} else if ok && stored != nil {
-			lost = append(lost, key)
 		}
 		outcomes[key] = o
 	}
@@ -407,9 +398,17 @@ SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = exc
 
 // storeInTx stores what was loaded in a transaction.
 func (c *Cache) storeInTx(ctx context.Context, loaded map[string]entry) error {
+	_, err := gather(ctx, c, slices.Sorted(maps.Keys(loaded)), func(c *Cache, keys []string) (struct{}, error) {
+		return struct{}{}, c.storeLoaded(ctx, keys, loaded)
+	})
+	return err
+}
+
+// storeLoaded is storeInTx for keys of one database, in their order.
+func (c *Cache) storeLoaded(ctx context.Context, keys []string, loaded map[string]entry) error {
 	var values, absences []entry
 	var absent textArray
-	for _, key := range slices.Sorted(maps.Keys(loaded)) {
+	for _, key := range keys {
 		if e := loaded[key]; e.absent() {
 			e.micros = -e.micros
 			absences, absent = append(absences, e), append(absent, key)

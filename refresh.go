@@ -26,6 +26,7 @@ import (
 // GetOrSet.
 func (c *Cache) GetOrRefresh(ctx context.Context, key string, dest any, fresh, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
+	c = c.of(key)
 	const op = "get or refresh"
 	micros, err := storeTTL(ttl)
 	if err == nil && (micros == noTTL || fresh <= 0 || fresh > ttl) {
@@ -94,7 +95,7 @@ func (c *Cache) reload(ctx context.Context, key string, r request) (ending, erro
 	if len(loaded) == 0 {
 		return failed, failure
 	}
-	if _, err := l.store(ctx, loaded, seen); err != nil {
+	if _, _, err := l.store(ctx, loaded, seen); err != nil {
 		return failed, err
 	}
 	return done, nil

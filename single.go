@@ -96,6 +96,7 @@ func (c *Cache) writes(ctx context.Context, s *statement, args []any) (n int64, 
 // 256 MiB) or ErrNotPermitted; after any other error, that of ctx included, it is unknown
 // whether the value was stored.
 func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duration) error {
+	c = c.of(key)
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		err = c.set(ctx, e)
@@ -158,6 +159,7 @@ type lookup struct {
 // not an error and leaves dest alone; found with an error means a value that does not
 // decode.
 func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		err = checkDest(dest)
 	}
@@ -285,6 +287,7 @@ func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 
 // Delete removes key and reports whether it was there.
 func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		deleted, err = c.delete(ctx, key)
 	}
@@ -335,6 +338,7 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		if _, _, says := c.recall(key); says != unknown {
 			return says == present, nil

@@ -63,6 +63,7 @@ LIMIT 1`
 // whether it is there. The time left of a live entry is at least a microsecond,
 // and never more than the greatest Duration.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
+	c = c.of(key)
 	var micros *int64
 	if err = checkKey(key); err == nil {
 		switch _, left, says := c.recall(key); says {
@@ -112,6 +113,7 @@ SELECT key FROM moved`
 // NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
 // mean either that or at once.
 func (c *Cache) Expire(ctx context.Context, key string, ttl time.Duration) (found bool, err error) {
+	c = c.of(key)
 	found, err = c.expire(ctx, key, ttl)
 	return found, c.fail(ctx, "expire", err)
 }
@@ -144,6 +146,7 @@ SELECT key FROM moved`
 // Persist takes key's TTL away, so that it stays until it is deleted, and reports
 // whether it is there.
 func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
+	c = c.of(key)
 	var n int64
 	if err = checkKey(key); err == nil {
 		w := c.write(key)
@@ -166,8 +169,8 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	if c.tx != nil {
 		return 0, c.fail(ctx, "cleanup", errors.New("not in a transaction"))
 	}
-	removed, err = c.cleanup(ctx, nil)
-	return removed, c.fail(ctx, "cleanup", err)
+	counts, err := everywhere(ctx, c, func(c *Cache) (int, error) { return c.cleanup(ctx, nil) })
+	return sum(counts), c.fail(ctx, "cleanup", err)
 }
 
 // bite is a step of a cleanup.
