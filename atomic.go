@@ -55,11 +55,11 @@ func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
 // the sum. A key that is not there starts from 0 and lives for ttl; one that is
 // there keeps its TTL. The number is stored as text, as Set stores an int.
 //
-// The error matches ErrNotInteger, and nothing is changed, where the value is no
-// 64-bit integer in its shortest decimal form ("5" and "-5", but not "+5", "05",
-// "-0", " 5" or "5.0", the same as Redis has it) or the sum would not be one; a
-// transaction goes on. Other errors are those of Set; after one of unknown outcome
-// a second call may count twice.
+// Where the value is no 64-bit integer in its shortest decimal form, or the sum would be
+// none, the error matches ErrNotInteger and nothing is changed; a transaction goes on.
+// "5" and "-5" are such integers, "+5", "05", "-0", " 5" and "5.0" are not, the same as in
+// Redis. Other errors are those of Set. After one that leaves the outcome open, a second
+// call may count twice.
 func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time.Duration) (sum int64, err error) {
 	c = c.of(key)
 	micros, err := storeTTL(ttl)

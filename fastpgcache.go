@@ -24,23 +24,22 @@ type Config struct {
 	// server enforces that. Defaults to the connection's role (current_user).
 	User string
 
-	// MaxStaleness is how old an answer may be that is given from memory, hit or miss,
-	// without asking the database. Get, GetMany, Exists, TTL and GetOrSet then give such
-	// answers, each of which was true at some moment within the last MaxStaleness. This
-	// Cache's own completed writes are visible to it at once; what another process wrote
-	// a moment ago may be missed. No value outlives its TTL. Every connection of the pool
-	// must have the same current_user, and one primary server stand behind it. Defaults
-	// to 0: every answer asks the database.
+	// MaxStaleness lets Get, GetMany, Exists, TTL, GetOrSet and its kin answer from
+	// memory, hits and misses. Each such answer was true at some moment within the last
+	// MaxStaleness. This Cache's own completed writes are visible to it at once; what
+	// another process has just written may be missed. No value outlives its TTL. Every
+	// connection of the pool must have the same current_user and lead to one primary
+	// server. Defaults to 0: every answer asks the database.
 	MaxStaleness time.Duration
 
-	// LocalBytes is how much memory the values may take that are kept for such answers.
-	// A value that takes more than a 64th of it is not kept. Defaults to 64 MiB;
-	// negative: none are kept, and only misses are answered from memory.
+	// LocalBytes bounds the memory of values that are kept for such answers. A value
+	// over a 64th of it is not kept. If negative, none are kept, and only misses are
+	// answered from memory. Defaults to 64 MiB.
 	LocalBytes int
 
-	// CleanupInterval is how often expired entries, of every user, are removed in
-	// the background, from New to Close. Processes with the same interval share
-	// the work. Defaults to 0: never.
+	// CleanupInterval is how often expired entries are removed in the background, from
+	// New to Close: those that Cleanup would remove. Processes of one user share the
+	// work. Defaults to 0: never.
 	CleanupInterval time.Duration
 
 	// DisableCoalescing makes each call a statement of its own instead of merging
@@ -215,8 +214,8 @@ FULL JOIN (SELECT FROM {schema}.cache_change WHERE user_id = {user} AND xid = 0:
 RIGHT JOIN (SELECT) one ON true`
 
 // Ping tells whether the cache is set up and this login may use it. The error matches
-// ErrNotSetUp, ErrNotPermitted (also where the login may not act for Config.User), or is
-// the driver's.
+// ErrNotSetUp or ErrNotPermitted, or is the driver's. ErrNotPermitted is also for a login
+// that may not act for Config.User.
 func (c *Cache) Ping(ctx context.Context) error {
 	_, err := everywhere(ctx, c, func(c *Cache) (struct{}, error) { return struct{}{}, c.ping(ctx) })
 	return c.fail(ctx, "ping", err)
@@ -232,11 +231,11 @@ func (c *Cache) ping(ctx context.Context) error {
 	return err
 }
 
-// Close stops background work and waits for it, the loaders of GetOrSet included,
-// whose ctx it ends, but for 5 seconds at most: then it returns an error, and what goes
-// on finds the cache closed. It releases the prepared statements, and closes the pool if
-// the cache owns it. Operations after it fail with ErrClosed; further calls do nothing,
-// as on a cache that WithTx returned. Neither a loader nor Config.OnError may call it.
+// Close stops background work and waits for it, for at most 5 seconds. Loaders of
+// GetOrSet are such work: their ctx ends. If something goes on for longer, Close returns
+// an error. It releases the prepared statements, and closes the pool if the cache owns
+// it. Operations after it fail with ErrClosed. Further calls do nothing, and so does
+// Close on a cache that WithTx returned. Neither a loader nor Config.OnError may call it.
 func (c *Cache) Close() error {
 	if c.tx != nil || !c.close() {
 		return nil
@@ -256,11 +255,11 @@ func (c *Cache) Close() error {
 	return nil
 }
 
-// WithTx returns a cache whose operations run inside tx, seen by others when tx
-// commits and gone when it rolls back. tx may be of any pool on the same database. An
-// error that the server reports aborts tx, as any statement's would. Like tx it is for
-// one goroutine at a time; it lives as long as tx and needs no Close. With a nil tx every
-// operation is an error.
+// WithTx returns a cache whose operations run inside tx. Others see what they did when
+// tx commits; it is gone when tx rolls back. tx may be of any pool on the same database.
+// An error that the server reports aborts tx, as any statement's would. Like tx, the
+// cache is for one goroutine at a time. It lives as long as tx and needs no Close. With
+// a nil tx every operation is an error.
 func (c *Cache) WithTx(tx *sql.Tx) *Cache {
 	return c.in(newTransaction(tx, c.db))
 }

@@ -19,12 +19,12 @@ func newWalks(c *Cache) walks {
 }
 
 // Keys walks over this user's keys that begin with prefix, in the order of their
-// bytes; an empty prefix means all of them. No character of it is special. A key
-// that lives throughout the walk comes exactly once, one that comes or goes
-// meanwhile at most once. Between the pages that it reads, of 5,000 keys, it holds
-// neither connection nor snapshot: the loop may take its time, use the cache, and
-// break. An error comes with an empty key, and is the last; it matches ErrInvalidKey
-// for a prefix that no key can have.
+// bytes. An empty prefix means all of them; no character is special. A key that lives
+// throughout the walk comes exactly once, one that comes or goes meanwhile at most once.
+//
+// Keys reads pages of 5,000 keys. Between them it holds neither connection nor snapshot:
+// the loop may take its time, use the cache, and break. An error comes with an empty
+// key, and is the last. It matches ErrInvalidKey for a prefix that no key can have.
 func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if prefix != "" {
@@ -77,17 +77,17 @@ ORDER BY user_id, key LIMIT (SELECT 5000)`
 var beyondKeys = strings.Repeat(string(unicode.MaxRune), maxKeyBytes/utf8.UTFMax+1)
 
 // Clear removes this user's entries, and nobody else's, and returns how many there
-// were; expired ones go, too, but do not count. It works in short statements of
-// 2,000 entries each, so it holds nobody up, and entries that are written meanwhile
-// may stay. When it fails, removed counts what was removed until then.
+// were. Expired ones go, too, but do not count. Each statement removes 2,000 at most, so
+// that nobody is held up. Entries that are written meanwhile may stay. When it fails,
+// removed counts what was removed until then.
 func (c *Cache) Clear(ctx context.Context) (removed int, err error) {
 	removed, err = c.removePrefix(ctx, "")
 	return removed, c.fail(ctx, "clear", err)
 }
 
-// DeletePrefix removes this user's entries whose keys begin with prefix, of which no
-// character is special, and returns how many there were, in the manner of Clear. What
-// was being loaded under such a key is not stored. With an empty prefix, or one that no
+// DeletePrefix removes this user's entries whose keys begin with prefix, as Clear
+// removes all, and returns how many there were. No character of prefix is special. What
+// is being loaded under such a key is not stored. With an empty prefix, or one that no
 // key can have, the error matches ErrInvalidKey.
 func (c *Cache) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
 	if err = checkKey(prefix); err != nil {

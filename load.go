@@ -29,30 +29,32 @@ func newLoads(c *Cache) loads {
 		refreshes: refreshes{pause: refreshPause}, leaseFor: leaseFor}
 }
 
-// GetOrSet fills dest with the value under key, as Get does, or, if it is not there
-// or does not decode, with what load returns, which it stores as Set does. Of all
-// concurrent callers, in every process on this database, one calls load; the others
-// wait for what it returns, each until its own ctx ends, and each decodes a copy of
+// GetOrSet fills dest with the value under key, as Get does. If it is not there, or does
+// not decode, GetOrSet fills dest with what load returns, and stores that for ttl, as Set
+// does. Of all concurrent callers, in every process on this database, one calls load. The
+// others wait for what it returns, each until its own ctx ends, and each decodes a copy of
 // its own. No connection is held meanwhile.
 //
-// The ctx that load gets has the values of its caller's, and ends when no caller in
-// this process waits any more, and with Close, which waits for load, but not for long.
-// load must not ask for the same key, nor call Close. When load fails, its callers in
-// this process get the error; when it panics, so does the first of them, and the
-// others get an error that has the panic and its stack. Where load ends its goroutine
-// with runtime.Goexit, as testing's FailNow does, all of them get an error. Nothing
-// is stored then, and another process that waits calls its own load, as it does when
-// the first one dies or stands still for 10 s. A load that returns NotFoundFor has
-// all processes remember that there is nothing to load.
+// The ctx that load gets has the values of its caller's. It ends when no caller in this
+// process waits any more, and with Close. load must not ask for the same key, nor call
+// Close. A load that returns NotFoundFor has all processes remember that there is nothing
+// to load.
 //
-// Whoever changes the entry while load runs wins: nothing is stored, and the callers
-// get the entry as it is then. Where there is none, those who came before load began
-// get what it returned, and the others start over. So who calls GetOrSet after a
-// Delete, Set or the like has returned, in any process, never gets what was there
-// before it, unless Config.MaxStaleness allows it. If the database fails, load runs
-// nonetheless and its callers get the value; the error goes to Config.OnError. In a
-// transaction load runs on the caller's goroutine, for it alone, and what it returns
-// replaces what is there.
+// When load fails, its callers in this process get the error. When it panics, so does the
+// first of them; the others get an error that has the panic and its stack. When it ends
+// its goroutine with runtime.Goexit, as testing's FailNow does, all of them get an error.
+// Nothing is stored then, and another process that waits calls its own load. So it does
+// when the first process dies or stands still for 10 s.
+//
+// Whoever changes the entry while load runs wins: nothing is stored, and the callers get
+// the entry as it is then. Where there is none, those who came before load began get what
+// it returned, and the others start over. So who calls GetOrSet after a Delete, Set or the
+// like has returned, in any process, never gets what was there before it, unless
+// Config.MaxStaleness allows it.
+//
+// If the database fails, load runs nonetheless and its callers get the value; the error
+// goes to Config.OnError. In a transaction load runs on the caller's goroutine, for it
+// alone, and what it returns replaces what is there.
 //
 // Errors match ErrInvalidKey, ErrInvalidTTL, ErrValueTooLarge, ErrClosed, ErrNotFound
 // where it is remembered, or what load returned.
@@ -67,12 +69,13 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 	return c.loadFailed(ctx, op, err)
 }
 
-// NotFoundFor is what a load returns to have it remembered, by all processes, for ttl,
-// that there is no such thing: until then GetOrSet and GetOrRefresh return, without a
-// load, an error that matches ErrNotFound, and GetOrSetMany leaves the key out. Get and
-// the other lookups miss. Whatever stores something under the key, or deletes it, ends
-// that. The error itself matches ErrNotFound, and may be wrapped; it matches
-// ErrInvalidTTL, and nothing is remembered, for a ttl under a millisecond.
+// NotFoundFor is what a load returns where there is nothing to load. All processes
+// remember that for ttl: GetOrSet and GetOrRefresh return an error that matches
+// ErrNotFound, without a load, and GetOrSetMany leaves the key out. Get and the other
+// lookups miss. Whatever stores something under the key, or deletes it, ends that.
+//
+// The error itself matches ErrNotFound, and may be wrapped. For a ttl under a millisecond
+// it matches ErrInvalidTTL, and nothing is remembered.
 func NotFoundFor(ttl time.Duration) error {
 	micros, err := storeTTL(ttl)
 	if err == nil && micros == noTTL {

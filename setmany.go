@@ -19,10 +19,10 @@ const (
 	entryBytes   = int(unsafe.Sizeof(entry{})) // beside its value
 )
 
-// SetMany stores every item for ttl, as Set does, or, if it fails, none. It is one
-// transaction of statements of at most 1,000 items; beside items it holds their
-// keys, sorted, and some 32 MiB of encoded values. The error names the first key
-// that is not valid, or whose value is not; then nothing was sent.
+// SetMany stores every item for ttl, as Set does, or none if it fails. It is one
+// transaction of statements of at most 1,000 items. Beside items it holds their keys,
+// sorted, and some 32 MiB of encoded values in memory. Where a key or value is not valid,
+// the error names the first such key, and nothing is sent.
 func (c *Cache) SetMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
 	err := c.setMany(ctx, items, ttl)
 	if err == nil {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Stats is what a Cache, with all that its WithTx returned, has done since it was
-// made. Only calls that succeeded count, but for Errors.
+// Stats is what a Cache has done since it was made, in transactions of WithTx, too. All
+// but Errors count calls that succeeded.
 type Stats struct {
 	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take, GetOrSet and its kin, and found
 	Misses  int64 // keys looked up, and not found
