@@ -21,7 +21,10 @@ var (
 	pqBinary = pqDriver("pq-binary", " binary_parameters=yes")
 )
 
-func TestConformance(t *testing.T) { conformance.Run(t, pqText, pqBinary) }
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	conformance.Run(t, pqText, pqBinary)
+}
 
 func TestProcesses(t *testing.T) { conformance.RunProcesses(t, pqBinary) }
 

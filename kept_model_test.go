@@ -3,12 +3,10 @@ package fastpgcache
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -19,43 +17,7 @@ import (
 
 // worlds is how many random histories a test run explores, unless
 // FASTPGCACHE_MODEL_WORLDS says so.
-const worlds = 10000
-
-// version is what a key answered from a time on.
-type version struct {
-	text    string // empty: it is absent
-	at      int64
-	expires int64
-}
-
-// world is the server, and what happens in it. Its clock is in microseconds.
-type world struct {
-	random *rand.Rand
-	pause  func() // ends a step of whoever acts
-
-	time    int64
-	keys    []string
-	history map[string][]version // what was committed
-	next    int64                // transaction
-	running map[int64]bool
-	feed    []feedRow
-	locks   map[string]int64 // by which transaction
-	trimmed snapshot
-	token   int
-	silent  bool // the triggers are disabled
-	down    int  // how often the server crashed
-	values  int
-
-	actors []*modelActor
-	wrong  string
-	hits   int
-	misses int
-}
-
-type feedRow struct {
-	xid  int64
-	keys []string // nil: all
-}
+const worlds = 4000
 
 // process is one that has the code in question.
 type process struct {
@@ -64,85 +26,16 @@ type process struct {
 	position position
 	busy     bool           // somebody reads the feed
 	own      map[string]int // of each key, the version of the last own write that has ended
+
+	clockFault int
+	skew       int64 // of the clock that is at fault
+	monotonic  int64 // the last time of that clock
 }
 
-const serverAhead = 1_000_000 // of the processes' clocks, in microseconds
-
-func (w *world) now() int64 { return w.time + serverAhead }
-
-func (w *world) last(key string) version {
-	h := w.history[key]
-	return h[len(h)-1]
-}
-
-func (w *world) snapshot() snapshot {
-	s := snapshot{w.next, slices.Sorted(maps.Keys(w.running))}
-	parsed, err := parseSnapshot(fmt.Sprintf("1:%d:%s", s.xmax, strings.Trim(strings.ReplaceAll(fmt.Sprint(s.running), " ", ","), "[]")))
-	if err != nil {
-		panic(err)
-	}
-	return parsed
-}
-
-func (w *world) begin() int64 {
-	xid := w.next
-	w.next++
-	w.running[xid] = true
-	return xid
-}
-
-// lock waits for key. It reports false if the server crashed meanwhile.
-func (w *world) lock(xid int64, key string) bool {
-	for w.locks[key] != 0 && w.locks[key] != xid {
-		w.pause()
-	}
-	if !w.running[xid] {
-		return false
-	}
-	w.locks[key] = xid
-	return true
-}
-
-// end commits what xid did, or not.
-func (w *world) end(xid int64, changes map[string]version, rows ...feedRow) bool {
-	for key, by := range w.locks {
-		if by == xid {
-			delete(w.locks, key)
-		}
-	}
-	if !w.running[xid] {
-		return false
-	}
-	delete(w.running, xid)
-	for key, v := range changes {
-		v.at = w.time
-		w.history[key] = append(w.history[key], v)
-	}
-	w.feed = append(w.feed, rows...)
-	return true
-}
-
-// version makes one up, absent ones and ones that expire soon among them.
-func (w *world) version() version {
-	if w.random.IntN(5) == 0 {
-		return version{expires: noExpiry}
-	}
-	w.values++
-	v := version{text: fmt.Sprint("v", w.values), expires: noExpiry}
-	if w.random.IntN(3) == 0 {
-		v.expires = w.now() + w.random.Int64N(40)
-	}
-	return v
-}
-
-// some returns up to three keys, in order.
-func (w *world) some() []string {
-	keys := slices.Clone(w.keys)
-	w.random.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
-	keys = keys[:1+w.random.IntN(len(keys))]
-	slices.Sort(keys)
-	return keys
-}
+const (
+	wallClockIsSet = iota + 1
+	monotonicClockSleeps
+)
 
 // modelActor acts until it returns, in steps.
 type modelActor struct {
@@ -199,107 +92,6 @@ func (w *world) run() {
 	}
 }
 
-// foreign writes keys as somebody who knows nothing of us: slowly, in a transaction.
-func (w *world) foreign() {
-	xid := w.begin()
-	changes := map[string]version{}
-	var rows []feedRow
-	for _, key := range w.some() {
-		w.pause()
-		if !w.lock(xid, key) {
-			return
-		}
-		changes[key] = w.version()
-		if !w.silent {
-			rows = append(rows, feedRow{xid, []string{key}})
-		}
-	}
-	w.pause()
-	if w.random.IntN(5) == 0 { // a rollback
-		changes, rows = nil, nil
-	}
-	w.end(xid, changes, rows...)
-}
-
-// trim removes what an old snapshot sees.
-func (w *world) trim() {
-	old := w.snapshot()
-	w.pause()
-	w.feed = slices.DeleteFunc(w.feed, func(r feedRow) bool { return old.saw(r.xid) })
-	w.trimmed = old
-}
-
-// administrate does what leaves no row in the feed.
-func (w *world) administrate() {
-	free := func() bool { return len(w.locks) == 0 }
-	switch w.random.IntN(3) {
-	case 0: // TRUNCATE, or another table in its place
-		for !free() {
-			w.pause()
-		}
-		for _, key := range w.keys {
-			w.history[key] = append(w.history[key], version{at: w.time, expires: noExpiry})
-		}
-		w.token++
-	case 1: // DISABLE TRIGGER, some writes, ENABLE ALWAYS TRIGGER
-		for !free() {
-			w.pause()
-		}
-		w.token++
-		w.silent = true
-		w.foreign()
-		w.pause()
-		for !free() {
-			w.pause()
-		}
-		w.silent = false
-		w.token++
-	case 2: // a crash: everything is gone, and transactions may be numbered anew
-		clear(w.running)
-		clear(w.locks)
-		w.feed = nil
-		w.trimmed = snapshot{}
-		w.next -= min(w.next-3, w.random.Int64N(5))
-		for _, key := range w.keys {
-			w.history[key] = append(w.history[key], version{at: w.time, expires: noExpiry})
-		}
-		w.token++
-		w.down++
-	}
-}
-
-// readFeed is the catch-up's statement.
-func (w *world) readFeed(p position) *news {
-	n := &news{token: fmt.Sprint(w.token), snapshot: w.snapshot(), server: w.now(), trimmed: w.trimmed}
-	if w.silent {
-		n.token = ""
-	}
-	type change struct {
-		key string
-		xid int64
-	}
-	var changes []change
-	for _, r := range w.feed {
-		if p.generation == 0 || p.snapshot.saw(r.xid) || !n.snapshot.saw(r.xid) {
-			continue
-		}
-		n.all = n.all || r.keys == nil
-		for _, key := range r.keys {
-			changes = append(changes, change{key, r.xid})
-		}
-	}
-	n.changes = func(yield func(string, int64) bool) {
-		for _, c := range changes {
-			w.pause()
-			if !yield(c.key, c.xid) {
-				return
-			}
-		}
-		w.pause()
-	}
-	return n
-}
-
 func (p *process) catchUp() {
 	for p.busy {
 		p.pause()
@@ -333,7 +125,25 @@ func (p *process) loadFilter() {
 	})
 }
 
-func (p *process) clock() instant { return instant{p.time * 1000, p.time * 1000} }
+// clock is of a process whose wall clock is set now and then, or whose monotonic clock
+// stands still while the machine sleeps: not both, since nothing could tell then.
+func (p *process) clock() instant {
+	at := instant{p.time * 1000, p.time * 1000}
+	switch p.clockFault {
+	case wallClockIsSet:
+		if p.random.IntN(30) == 0 {
+			p.skew = p.random.Int64N(400) - 200
+		}
+		at.wall += p.skew * 1000
+	case monotonicClockSleeps:
+		if p.random.IntN(30) == 0 {
+			p.skew = max(p.skew, p.random.Int64N(p.time+1)) // it never runs backwards
+		}
+		at.monotonic = max(p.monotonic, at.monotonic-p.skew*1000)
+		p.monotonic = at.monotonic
+	}
+	return at
+}
 
 // look asks the server for a key.
 func (p *process) look() {
@@ -497,7 +307,7 @@ func newWorld(seed uint64, stores [2]*kept, keys []string) *world {
 	for _, store := range stores[:1+w.random.IntN(2)] {
 		store.reset()
 		staleness := time.Duration(5<<w.random.IntN(7)) * time.Microsecond
-		p := &process{world: w, local: newLocal(staleness, 0), own: map[string]int{}}
+		p := &process{world: w, local: newLocal(staleness, 0), own: map[string]int{}, clockFault: w.random.IntN(4)}
 		p.local.kept = store
 		p.local.now = func() instant { p.pause(); return p.clock() }
 		w.pause = func() {}
@@ -551,6 +361,7 @@ func sameStripe() []string {
 }
 
 func TestNoInterleavingBreaksTheGuarantee(t *testing.T) {
+	t.Parallel()
 	stores := [2]*kept{newKept(1 << 20), newKept(1 << 20)}
 	keys := sameStripe()
 	start, worlds := rand.Uint64(), uint64(worlds)

@@ -106,6 +106,7 @@ func (n node) rows() float64 {
 
 // Whoever asks, with whatever statistics, the planner finds the row by its key.
 func TestEveryStatementReadsABoundedNumberOfRows(t *testing.T) {
+	t.Parallel()
 	dsn := pgtest.Database(t)
 	admin, err := sql.Open("postgres", dsn)
 	if err != nil {
@@ -185,13 +186,14 @@ func explainNode(t *testing.T, conn *sql.Conn, statement string) (plan node, tex
 	return plans[0].Plan, text
 }
 
-// A plan that was made while a user had few entries is right when there are a million:
+// A plan that was made while a user had few entries is right when there are many:
 // at once, where the planner knew nothing of the table or of more than the user's; where
 // it had counted those few and nothing else, once they are counted again. SQL-NOTES 34.
 func TestPlansStayRightWhenAUserGrows(t *testing.T) {
-	n := 1_000_000
-	if testing.Short() {
-		n = 100_000
+	t.Parallel()
+	n := 100_000
+	if pgtest.Long() {
+		n = 1_000_000
 	}
 	dsn := pgtest.Database(t)
 	admin, err := sql.Open("postgres", dsn)

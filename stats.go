@@ -17,6 +17,7 @@ type Stats struct {
 	Statements int64 // sent to the database
 	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge
 	Errors     int64 // of the cache, returned or given to Config.OnError; not those of loaders
+	Latency    Latency
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 
@@ -47,6 +48,7 @@ type counters struct {
 	hits, misses, sets, deletes, loads atomic.Int64
 	statements, keys, errors           atomic.Int64
 	lastCleanup                        atomic.Int64 // Unix time in microseconds; 0: never
+	latency                            histogram
 }
 
 // lookup counts one key that was looked up.
@@ -76,6 +78,7 @@ func (c *Cache) Stats() Stats {
 		Statements: n.statements.Load(),
 		Keys:       n.keys.Load(),
 		Errors:     n.errors.Load(),
+		Latency:    n.latency.load(),
 	}
 	if at := n.lastCleanup.Load(); at != 0 {
 		s.LastCleanup = time.UnixMicro(at)

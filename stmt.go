@@ -129,7 +129,13 @@ func (c *core) args(args ...any) []any {
 // succeeded.
 func query[T any](ctx context.Context, c *Cache, s *statement, args []any, scan func(*sql.Rows) (T, error)) ([]T, error) {
 	return retry(ctx, c, func() ([]T, error) {
-		rows, err := c.queryOnce(ctx, s, args)
+		p, err := c.prepared(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		c.stats.sent(s)
+		defer c.stats.latency.add(time.Now())
+		rows, err := c.queryOnce(ctx, s, p, args)
 		if err != nil {
 			return nil, err
 		}
@@ -154,12 +160,8 @@ func first[T any](rows []T, err error) (row T, found bool, _ error) {
 	return rows[0], true, nil
 }
 
-func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.Rows, error) {
-	p, err := c.prepared(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	c.stats.sent(s)
+// queryOnce runs s, prepared as p unless that is nil.
+func (c *Cache) queryOnce(ctx context.Context, s *statement, p *sql.Stmt, args []any) (*sql.Rows, error) {
 	switch {
 	case p != nil:
 		return p.QueryContext(ctx, args...)
@@ -172,7 +174,13 @@ func (c *Cache) queryOnce(ctx context.Context, s *statement, args []any) (*sql.R
 // exec runs s and returns how many rows it affected or, if it is a query, gave.
 func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (int64, error) {
 	return retry(ctx, c, func() (int64, error) {
-		result, err := c.execOnce(ctx, s, args)
+		p, err := c.prepared(ctx, s)
+		if err != nil {
+			return 0, err
+		}
+		c.stats.sent(s)
+		defer c.stats.latency.add(time.Now())
+		result, err := c.execOnce(ctx, s, p, args)
 		if err != nil {
 			return 0, err
 		}
@@ -180,12 +188,8 @@ func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (int64, err
 	})
 }
 
-func (c *Cache) execOnce(ctx context.Context, s *statement, args []any) (sql.Result, error) {
-	p, err := c.prepared(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	c.stats.sent(s)
+// execOnce runs s, prepared as p unless that is nil.
+func (c *Cache) execOnce(ctx context.Context, s *statement, p *sql.Stmt, args []any) (sql.Result, error) {
 	switch {
 	case p != nil:
 		return p.ExecContext(ctx, args...)

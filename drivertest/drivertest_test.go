@@ -38,7 +38,10 @@ func pgxDriver(mode string) conformance.Driver {
 
 var drivers = []conformance.Driver{pgxDriver(""), pgxDriver("exec"), pgxDriver("cache_describe"), pgxDriver("simple_protocol")}
 
-func TestConformance(t *testing.T) { conformance.Run(t, drivers...) }
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	conformance.Run(t, drivers...)
+}
 
 func TestProcesses(t *testing.T) { conformance.RunProcesses(t, drivers[0]) }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"time"
 )
 
@@ -12,14 +11,11 @@ const cleanupSQL = `SELECT removed, next_position FROM %s.cache_walk($1::text, N
 
 // runCleanup does what Cache.Cleanup does, and shows on a terminal how far it is.
 func runCleanup(ctx context.Context, o *options, out, progress io.Writer) error {
-	s, err := connect(ctx, o)
+	s, _, err := open(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.trust(ctx); err != nil {
-		return err
-	}
 	bite := fmt.Sprintf(cleanupSQL, s.schema)
 	terminal := isTerminal(progress)
 	var removed int64
@@ -40,22 +36,21 @@ func runCleanup(ctx context.Context, o *options, out, progress io.Writer) error 
 	}
 	if err != nil {
 		if removed > 0 {
-			fmt.Fprintf(out, "Removed %s before it failed.\n", count(removed, "expired entry", "expired entries"))
+			fmt.Fprintf(progress, "Removed %s before it failed.\n", count(removed, "expired entry", "expired entries"))
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		return err
 	}
-	fmt.Fprintf(out, "Removed %s from %s.\n", count(removed, "expired entry", "expired entries"), s.where)
-	return nil
+	return o.tell(out, cleanup{removed, s.where})
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+type cleanup struct {
+	Removed int64 `json:"removed"`
+	where   string
+}
+
+func (c cleanup) print(w io.Writer) {
+	fmt.Fprintf(w, "Removed %s from %s.\n", count(c.Removed, "expired entry", "expired entries"), c.where)
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -14,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/lib/pq"
 
@@ -81,7 +78,7 @@ func connect(ctx context.Context, o *options) (*server, error) {
 	s := &server{DB: db, name: o.setup.Schema, schema: pq.QuoteIdentifier(o.setup.Schema)}
 	if err := db.QueryRowContext(ctx, "SELECT current_database(), current_user").Scan(&o.database, &o.user); err != nil {
 		db.Close()
-		return nil, &loginError{err}
+		return nil, &loginError{o.address, err}
 	}
 	s.where = fmt.Sprintf("schema %q of database %q", o.setup.Schema, o.database)
 	if o.host != "" {
@@ -90,10 +87,72 @@ func connect(ctx context.Context, o *options) (*server, error) {
 	return s, nil
 }
 
-// loginError is a failure before anything was asked of the database.
-type loginError struct{ cause error }
+// open logs in where there is a cache that is to be trusted.
+func open(ctx context.Context, o *options) (*server, table, error) {
+	s, err := connect(ctx, o)
+	if err != nil {
+		return nil, table{}, err
+	}
+	t, err := s.table(ctx)
+	switch {
+	case err != nil:
+	case !t.found:
+		err = s.elsewhere(ctx)
+	case !t.cache:
+		err = fmt.Errorf("%w, in %s", fastpgcache.ErrForeignTable, s.where)
+	default:
+		err = s.trust(ctx)
+	}
+	if err != nil {
+		s.Close()
+		return nil, table{}, err
+	}
+	return s, t, nil
+}
 
-func (e *loginError) Error() string { return e.cause.Error() }
+// elsewhere is the error where there is no cache in the schema: it tells where there is one.
+func (s *server) elsewhere(ctx context.Context) error {
+	rows, err := s.QueryContext(ctx, `SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relname = 'cache' AND c.relkind = 'r' AND obj_description(c.oid, 'pg_class') LIKE 'fastpgcache schema %' ORDER BY 1 LIMIT 10`)
+	if err != nil {
+		return err
+	}
+	schemas, err := texts(rows)
+	if err != nil {
+		return err
+	}
+	missing := fmt.Errorf("%w: no table in %s", fastpgcache.ErrNotSetUp, s.where)
+	if len(schemas) == 0 {
+		return missing
+	}
+	return &adviceError{missing.Error(), "There is one in schema " + strings.Join(schemas, ", ") + ": --schema " + shellWord(schemas[0])}
+}
+
+func texts(rows *sql.Rows) (all []string, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, err
+		}
+		all = append(all, text)
+	}
+	return all, rows.Err()
+}
+
+// loginError is a failure before anything was asked of the database.
+type loginError struct {
+	address string // of the server; empty: the cause names it
+	cause   error
+}
+
+func (e *loginError) Error() string {
+	if e.address == "" {
+		return message(e.cause)
+	}
+	return "connect to " + e.address + ": " + message(e.cause)
+}
+
 func (e *loginError) Unwrap() error { return e.cause }
 
 // connector is where and how to log in.
@@ -108,8 +167,20 @@ func (o *options) connector(ctx context.Context) (driver.Connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.host, o.port, o.user, o.database = cfg.Host, uint(cfg.Port), cfg.User, cfg.Database
+	o.host, o.user, o.database = cfg.Host, cfg.User, cfg.Database
+	o.address = address(cfg.Host, cfg.Port)
+	for _, m := range cfg.Multi {
+		o.address += " or " + address(m.Host, m.Port)
+	}
 	return pq.NewConnectorConfig(cfg)
+}
+
+// address is where a server is, for people.
+func address(host string, port uint16) string {
+	if filepath.IsAbs(host) {
+		return fmt.Sprintf("%s/.s.PGSQL.%d", host, port)
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 // config is the flags over the DSN over the environment over the defaults.
@@ -166,106 +237,4 @@ func (o *options) config() (pq.Config, error) {
 		cfg.ApplicationName = "fastpgcache-admin"
 	}
 	return cfg, nil
-}
-
-// setUp is the command that sets o's schema up.
-func (o *options) setUp() string {
-	return "fastpgcache-admin setup --schema " + shellWord(o.setup.Schema)
-}
-
-// shellWord is a word as a shell takes it.
-func shellWord(word string) string {
-	if word == "" || strings.ContainsFunc(word, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
-		return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-	}
-	return word
-}
-
-// adviceError is a failure that knows what to do about it.
-type adviceError struct{ text, todo string }
-
-func (e *adviceError) Error() string { return e.text }
-
-// explain says what went wrong and, on a line of its own, what to do about it.
-func explain(err error, o *options) string {
-	text, todo := message(err), advice(err, o)
-	if todo == "" {
-		return text
-	}
-	return text + "\n  " + todo
-}
-
-// message is the server's own words where it has some.
-func message(err error) string {
-	var e *pq.Error
-	if !errors.As(err, &e) {
-		return strings.TrimPrefix(err.Error(), "fastpgcache: ")
-	}
-	text := e.Message
-	if e.Detail != "" {
-		text += " (" + e.Detail + ")"
-	}
-	return text
-}
-
-// advice is what a DBA can do about err, or empty.
-func advice(err error, o *options) string {
-	schema, user := pq.QuoteIdentifier(o.setup.Schema), pq.QuoteIdentifier(o.user)
-	server := net.JoinHostPort(o.host, strconv.Itoa(int(o.port)))
-	if filepath.IsAbs(o.host) {
-		server = fmt.Sprintf("the socket in %s, port %d", o.host, o.port)
-	}
-
-	var known *adviceError
-	var login *loginError
-	var network net.Error
-	var authority x509.UnknownAuthorityError
-	var certificate *tls.CertificateVerificationError
-	switch state := sqlState(err); {
-	case errors.As(err, &known):
-		return known.todo
-	case errors.Is(err, context.Canceled):
-		return "It was interrupted."
-	case o.databricks && strings.HasPrefix(state, "28"):
-		return "The identity of --profile needs a PostgreSQL role of its name in the database, made with databricks_create_role."
-	case state == "28P01":
-		return fmt.Sprintf("The server at %s refuses this password of role %s, or got none. Set PGPASSWORD, or add the password to ~/.pgpass.", server, user)
-	case state == "28000":
-		return fmt.Sprintf("The server at %s does not let role %s log in: check --user and --database, and the server's pg_hba.conf for this machine and for TLS.", server, user)
-	case state == "3D000":
-		return fmt.Sprintf("Name another by --database or PGDATABASE, or create it: createdb %s", o.database)
-	case state == "42501" && o.command == "setup":
-		return fmt.Sprintf("Run this as a role that may create there, or let a superuser grant it: "+
-			"GRANT CREATE ON SCHEMA %s TO %s; where the schema does not exist: GRANT CREATE ON DATABASE %s TO %s;",
-			schema, user, pq.QuoteIdentifier(o.database), user)
-	case state == "42501":
-		return fmt.Sprintf("Role %s may not use this cache. Run this as its owner, or let the owner grant it the cache's role: %s --grant ROLE", user, o.setUp())
-	case errors.Is(err, fastpgcache.ErrForeignTable):
-		return "Nothing was changed, and --force does not drop it either. Remove what is not the cache's, or choose another schema for the cache: --schema fastpgcache"
-	case errors.Is(err, fastpgcache.ErrNotPermitted): // FPG02, of migrations.sql
-		return "Nothing was changed. Log in as that role (--user), or give the cache a schema of your own: --schema fastpgcache"
-	case state == "42P01", state == "42883", state == "42703", state == "3F000", errors.Is(err, fastpgcache.ErrNotSetUp):
-		return "Run: " + o.setUp()
-	case state == "42704":
-		return "Create the role first (CREATE ROLE), or name another by --grant or --service."
-	case state == "25006":
-		return "This server is a standby, or the session is read-only. Connect to the primary."
-	case state == "57P03", state == "53300":
-		return "Try again in a moment."
-	case errors.Is(err, pq.ErrSSLNotSupported):
-		return "The server speaks no TLS. If the network between is safe: PGSSLMODE=prefer"
-	case errors.As(err, &authority), errors.As(err, &certificate):
-		return "Name the file with the certificate of the server's authority by PGSSLROOTCERT."
-	case errors.As(err, &login) && state == "" && !o.databricks && errors.As(err, &network):
-		return fmt.Sprintf("Nothing answers as a PostgreSQL server at %s. Is it running, and do --host and --port (PGHOST, PGPORT) name it?", server)
-	}
-	return ""
-}
-
-func sqlState(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		return e.SQLState()
-	}
-	return ""
 }

@@ -1,8 +1,9 @@
-// Command fastpgcache-admin sets the cache up in a database, tells how it is, and
-// removes expired entries.
+// Command fastpgcache-admin sets the cache up in a database, tells how it is, shows
+// what is in it, and removes expired entries.
 //
 //	fastpgcache-admin --host db.example.org --database app --user admin --grant app_role
 //	fastpgcache-admin status
+//	fastpgcache-admin top
 //	fastpgcache-admin cleanup
 //	fastpgcache-admin sql --schema cache >cache.sql
 //
@@ -15,13 +16,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/signal"
-	"regexp"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -32,19 +30,23 @@ const usage = `Usage: fastpgcache-admin [command] [flags]
 
 Commands:
   setup    create the cache, or bring it up to date; the default
-  status   tell whether the cache is there and how it is
+  status   tell whether the cache is there and how it is, with hints
+  top      list the users that take most, and the largest entries
+  keys     list keys, or those with a prefix: keys session:
+  get      print the value of a key: get session:42
   cleanup  remove expired entries, of every user that the role may act for
   sql      print what setup would run; needs no database
   version  print the version
   help     print this
 
-Connection (of setup, status and cleanup):
+Connection (of all but sql, version and help):
   --host HOST        server, or the directory of its socket (localhost)
   --port PORT        (5432)
   --database NAME    (postgres)
   --user ROLE        (postgres)
   --password WORD    other users of this machine can see it: better set PGPASSWORD
-  --dsn DSN          a URL, or key=value settings; the flags above win over it
+  --dsn DSN          a URL, or key=value settings; the flags above win over it. Other
+                     users can see a password in it, too: better set PGPASSWORD
 
   PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGPASSFILE and ~/.pgpass,
   PGSSLMODE, PGSSLROOTCERT, PGCONNECT_TIMEOUT, PGSERVICE and their like are read
@@ -67,10 +69,14 @@ The cache:
   --max-size SIZE    setup, sql: what each user's entries may take (not yet enforced), such as 10GB;
                      none (what it is)
   --force            setup, sql: delete every entry. Nothing is asked
-  --json             status: print JSON
+  --label NAME       get, keys, top: whose entries (get and keys: the role's own;
+                     top: of everybody that the role may act for)
+  --by WHAT          top: bytes, or age, the oldest first (bytes)
+  --limit N          keys, top: how many are listed (keys: all; top: 10 of each)
+  --json             print JSON; keys prints a JSON string on each line
 
-Exit codes: 0 done, also where it was done already; 1 failed, or status found
-something wrong; 2 not understood.
+Exit codes: 0 done, also where it was done already; 1 failed, status found
+something wrong, or get found nothing; 2 not understood.
 `
 
 func main() {
@@ -86,31 +92,20 @@ const (
 	exitUsage   = 2
 )
 
-// options are the command line.
-type options struct {
-	command string
-	set     map[string]bool // the flags that were given
-
-	host, database, user, password, dsn string
-	port                                uint
-
-	databricks                  bool
-	instance, endpoint, profile string
-
-	setup fastpgcache.SetupConfig
-	json  bool
-}
-
-// commands are what can be run, each with the flags it knows beside --schema.
+// commands are what can be run, each with the flags it knows beside --schema and --json.
 var commands = map[string]struct {
 	run   func(ctx context.Context, o *options, out, progress io.Writer) error
 	flags []string
+	words int // that may follow: a key, or a prefix
 }{
-	"setup":   {runSetup, append(setupFlags, connectionFlags...)},
-	"status":  {runStatus, append([]string{"json"}, connectionFlags...)},
-	"cleanup": {runCleanup, connectionFlags},
-	"sql":     {runSQL, setupFlags},
-	"version": {runVersion, nil},
+	"setup":   {runSetup, slices.Concat(setupFlags, connectionFlags), 0},
+	"status":  {runStatus, connectionFlags, 0},
+	"top":     {runTop, append([]string{"label", "by", "limit"}, connectionFlags...), 0},
+	"keys":    {runKeys, append([]string{"label", "limit"}, connectionFlags...), 1},
+	"get":     {runGet, append([]string{"label"}, connectionFlags...), 1},
+	"cleanup": {runCleanup, connectionFlags, 0},
+	"sql":     {runSQL, setupFlags, 0},
+	"version": {runVersion, nil, 0},
 }
 
 var (
@@ -135,131 +130,37 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// parse reads the command line: flags may stand before and after the command.
-func parse(args []string) (*options, error) {
-	o := &options{command: "setup", set: map[string]bool{}}
-	flags := flag.NewFlagSet("fastpgcache-admin", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&o.host, "host", "", "")
-	flags.UintVar(&o.port, "port", 0, "")
-	flags.StringVar(&o.database, "database", "", "")
-	flags.StringVar(&o.user, "user", "", "")
-	flags.StringVar(&o.password, "password", "", "")
-	flags.StringVar(&o.dsn, "dsn", "", "")
-	flags.BoolVar(&o.databricks, "databricks", false, "")
-	flags.StringVar(&o.instance, "instance-name", "", "")
-	flags.StringVar(&o.endpoint, "endpoint", "", "")
-	flags.StringVar(&o.profile, "profile", "", "")
-	flags.StringVar(&o.setup.Schema, "schema", "public", "")
-	flags.StringVar(&o.setup.Grantee, "grant", "", "")
-	flags.StringVar(&o.setup.Service, "service", "", "")
-	flags.Func("max-size", "", func(text string) (err error) {
-		o.setup.MaxBytes, err = parseSize(text)
-		return err
-	})
-	flags.BoolVar(&o.setup.Force, "force", false, "")
-	flags.BoolVar(&o.json, "json", false, "")
-	if err := parseFlags(flags, args); err != nil {
-		return nil, err
-	}
-	if flags.NArg() > 0 {
-		o.command = flags.Arg(0)
-		if err := parseFlags(flags, flags.Args()[1:]); err != nil {
-			return nil, err
-		}
-	}
-	if o.command == "help" {
-		return nil, flag.ErrHelp
-	}
-	command, ok := commands[o.command]
-	switch {
-	case !ok:
-		return nil, errors.New("no such command (what stands there is not shown: it may be a password with a space)")
-	case flags.NArg() > 0:
-		return nil, errors.New("there is one argument too many (it is not shown: it may be a password with a space)")
-	}
-	flags.Visit(func(f *flag.Flag) { o.set[f.Name] = true })
-	for name := range o.set {
-		if name != "schema" && !slices.Contains(command.flags, name) {
-			return nil, fmt.Errorf("--%s is none of %s's flags", name, o.command)
-		}
-	}
-	if o.setup.Schema == "" {
-		return nil, errors.New("--schema is empty")
-	}
-	if o.set["port"] && (o.port == 0 || o.port > 65535) {
-		return nil, fmt.Errorf("--port %d is no port", o.port)
-	}
-	return o, o.checkDatabricks()
-}
-
-// invalidValue is package flag's error, which shows the value.
-var invalidValue = regexp.MustCompile(`(?s)^invalid (?:boolean )?value ".*" for (?:flag )?-([a-z-]+): (.*)$`)
-
-func parseFlags(flags *flag.FlagSet, args []string) error {
-	err := flags.Parse(args)
-	if err == nil || errors.Is(err, flag.ErrHelp) {
-		return err
-	}
-	if m := invalidValue.FindStringSubmatch(err.Error()); m != nil {
-		return fmt.Errorf("--%s: %s", m[1], m[2])
-	}
-	return err
-}
-
-// parseSize reads a size as PostgreSQL writes one, in powers of 1,024; none is -1.
-func parseSize(text string) (int64, error) {
-	if text == "none" {
-		return -1, nil
-	}
-	number := strings.TrimRight(text, "KMGTiBkb ")
-	power, ok := map[string]int{"": 0, "B": 0, "K": 1, "M": 2, "G": 3, "T": 4}[strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(strings.TrimSpace(text[len(number):])), "B"), "I")]
-	n, err := strconv.ParseFloat(number, 64)
-	size := n * math.Pow(1024, float64(power))
-	if !ok || err != nil || size < 1 || size > 1<<60 {
-		return 0, errors.New("no size such as 500MB, 10GB or none")
-	}
-	return int64(size), nil
-}
-
-func (o *options) checkDatabricks() error {
-	if !o.databricks {
-		for _, name := range []string{"instance-name", "endpoint", "profile"} {
-			if o.set[name] {
-				return fmt.Errorf("--%s needs --databricks", name)
-			}
-		}
-		return nil
-	}
-	if (o.instance == "") == (o.endpoint == "") {
-		return errors.New("--databricks needs either --instance-name or --endpoint")
-	}
-	for _, name := range []string{"dsn", "password", "port"} {
-		if o.set[name] {
-			return fmt.Errorf("--%s does not go with --databricks", name)
-		}
-	}
-	return nil
-}
-
 func runSQL(_ context.Context, o *options, out, _ io.Writer) error {
 	text, err := fastpgcache.MigrationSQL(o.setup)
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(out, text)
-	return err
+	return o.tell(out, migration{text})
 }
 
-func runVersion(_ context.Context, _ *options, out, _ io.Writer) error {
-	version := "(devel)"
+type migration struct {
+	SQL string `json:"sql"`
+}
+
+func (m migration) print(w io.Writer) { io.WriteString(w, m.SQL) }
+
+func runVersion(_ context.Context, o *options, out, _ io.Writer) error {
+	v := version{Version: "(devel)"}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		version = info.Main.Version
+		v.Version = strings.TrimPrefix(info.Main.Version, "v")
 	}
-	schema, err := schemaVersion()
-	if err != nil {
+	var err error
+	if v.Schema, err = schemaVersion(); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "fastpgcache-admin %s, schema %d\n", strings.TrimPrefix(version, "v"), schema)
-	return err
+	return o.tell(out, v)
+}
+
+type version struct {
+	Version string `json:"version"`
+	Schema  int    `json:"schema"`
+}
+
+func (v version) print(w io.Writer) {
+	fmt.Fprintf(w, "fastpgcache-admin %s, schema %d\n", v.Version, v.Schema)
 }

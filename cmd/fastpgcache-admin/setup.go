@@ -51,19 +51,18 @@ func runSetup(ctx context.Context, o *options, out, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var was [3]string
+	done := &setup{Schema: s.name, Database: o.database, Host: o.host, where: s.where}
 	if before.cache {
 		if err := s.trust(ctx); err != nil {
 			return err
 		}
-		if was, err = s.rights(ctx); err != nil {
+		if done.was, err = s.rights(ctx, before); err != nil {
 			return err
 		}
 	}
-	var entries int64
 	if o.setup.Force && before.cache {
 		// What is written between this and the DROP is not counted.
-		if err := s.QueryRowContext(ctx, "SELECT count(*) FROM "+s.schema+".cache").Scan(&entries); err != nil && sqlState(err) != "42501" {
+		if err := s.QueryRowContext(ctx, "SELECT count(*) FROM "+s.schema+".cache").Scan(&done.Deleted); err != nil && sqlState(err) != "42501" {
 			return err
 		}
 	}
@@ -72,60 +71,60 @@ func runSetup(ctx context.Context, o *options, out, _ io.Writer) error {
 	}
 	switch {
 	case before.cache && o.setup.Force:
-		fmt.Fprintf(out, "Set up anew in %s; %s deleted.\n", s.where, count(entries, "entry was", "entries were"))
+		done.Result = "recreated"
 	case !before.cache:
-		fmt.Fprintf(out, "Set up in %s.\n", s.where)
+		done.Result = "created"
 	case before.version == want:
-		fmt.Fprintf(out, "Already set up in %s; every entry is still there.\n", s.where)
+		done.Result = "unchanged"
 	default:
-		fmt.Fprintf(out, "Upgraded in %s; every entry is still there.\n", s.where)
+		done.Result = "upgraded"
 	}
-	is, err := s.rights(ctx)
-	if err != nil {
+	if done.rights, err = s.rights(ctx, table{version: want}); err != nil {
 		return err
 	}
-	for i, text := range is {
+	return o.tell(out, done)
+}
+
+// setup is what a set-up did. It is unchanged where the tables were as they are now; who
+// may use them may have changed all the same.
+type setup struct {
+	Schema   string `json:"schema"`
+	Database string `json:"database"`
+	Host     string `json:"host,omitempty"`
+	Result   string `json:"result"`  // created, unchanged, upgraded, recreated
+	Deleted  int64  `json:"deleted"` // entries, by --force
+	rights
+
+	was   rights
+	where string
+}
+
+func (done *setup) print(w io.Writer) {
+	switch done.Result {
+	case "created":
+		fmt.Fprintf(w, "Set up in %s.\n", done.where)
+	case "recreated":
+		fmt.Fprintf(w, "Set up anew in %s; %s deleted.\n", done.where, count(done.Deleted, "entry was", "entries were"))
+	case "unchanged":
+		fmt.Fprintf(w, "Already set up in %s; every entry is still there.\n", done.where)
+	case "upgraded":
+		fmt.Fprintf(w, "Upgraded in %s; every entry is still there.\n", done.where)
+	}
+	was := done.was.sentences()
+	for i, text := range done.sentences() {
 		switch was[i] {
 		case text:
 		case "":
-			fmt.Fprintf(out, "%s.\n", text)
+			fmt.Fprintf(w, "%s.\n", text)
 		default:
-			fmt.Fprintf(out, "%s. (Before: %s.)\n", text, was[i])
+			fmt.Fprintf(w, "%s. (Before: %s.)\n", text, was[i])
 		}
 	}
-	return nil
-}
-
-const rightsSQL = `
-SELECT coalesce((SELECT string_agg(CASE WHEN r = 0 THEN 'every role' ELSE 'role ' || r::regrole END, ', ') FROM pg_policy p, unnest(p.polroles) r
-    WHERE p.polrelid = c.oid AND p.polname = 'cache_own_rows'), 'nobody but the owner'),
-  coalesce((SELECT string_agg('role ' || r::regrole, ', ') FROM pg_policy p, unnest(p.polroles) r
-    WHERE p.polrelid = c.oid AND p.polname = 'cache_any_rows'), 'nobody but the owner')
-FROM pg_class c WHERE c.oid = to_regclass($1)`
-
-// rights says who may do what, a sentence each; they are empty where there is no cache.
-func (s *server) rights(ctx context.Context) (sentences [3]string, err error) {
-	var grantee, service string
-	err = s.QueryRowContext(ctx, rightsSQL, s.schema+".cache_change").Scan(&grantee, &service)
-	if errors.Is(err, sql.ErrNoRows) {
-		return sentences, nil
-	}
-	if err != nil {
-		return sentences, err
-	}
-	sentences[0] = fmt.Sprintf("May use it, each login confined to its own entries: %s", grantee)
-	sentences[1] = fmt.Sprintf("May act for any user: %s", service)
-	st := &status{}
-	if err := s.limits(ctx, st); err != nil {
-		return sentences, err
-	}
-	sentences[2] = "Limit: " + st.limitText()
-	return sentences, nil
 }
 
 // table is what bears the name of the cache's table.
 type table struct {
-	found   bool
+	found   bool // some table
 	cache   bool // made by fastpgcache or by the Python library, for all one can tell
 	version int  // 0 for the Python library's
 	kind    string
@@ -152,10 +151,21 @@ func (s *server) table(ctx context.Context) (t table, err error) {
 	return t, err
 }
 
-// count is a number with its noun.
-func count(n int64, one, many string) string {
-	if n == 1 {
-		return "1 " + one
+// old is the error where the table is one of the Python library's.
+func (t table) old(o *options) error {
+	if t.version > 0 {
+		return nil
 	}
-	return fmt.Sprintf("%d %s", n, many)
+	return &adviceError{"the table is the Python library's", "Upgrade it, with every entry kept: " + o.setUp()}
+}
+
+// versionText says it to people; want is the current one.
+func (t table) versionText(want int) string {
+	switch t.version {
+	case 0:
+		return "of the Python library"
+	case want:
+		return fmt.Sprintf("version %d (current)", t.version)
+	}
+	return fmt.Sprintf("version %d (current is %d)", t.version, want)
 }

@@ -3,19 +3,16 @@ package cacheaside
 import (
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/fastpgcache/fastpgcache/examples/internal/cachetest"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/cachetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-
 func TestProductsAreLoadedOnceAndFreshAfterAChange(t *testing.T) {
-	db, cache := cachetest.New(t)
+	cache := cachetest.New(t)
+	db := cache.DB()
 	if _, err := db.Exec(`CREATE TABLE products (id text PRIMARY KEY, name text NOT NULL, cents bigint NOT NULL);
 		INSERT INTO products VALUES ('tea', 'Darjeeling', 350)`); err != nil {
 		t.Fatal(err)

@@ -3,20 +3,16 @@ package ratelimit
 import (
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/fastpgcache/fastpgcache/examples/internal/cachetest"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/cachetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-
 func TestLimitLetsSoManyThroughAndNoMore(t *testing.T) {
-	_, cache := cachetest.New(t)
+	cache := cachetest.New(t)
 	handler := Limit(cache, 10, time.Minute, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
 	var passed atomic.Int64
 	var wg sync.WaitGroup

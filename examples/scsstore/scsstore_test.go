@@ -7,20 +7,16 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
 
-	"github.com/fastpgcache/fastpgcache/examples/internal/cachetest"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/cachetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-
 func TestSessionsOfScsLiveInTheCache(t *testing.T) {
-	_, cache := cachetest.New(t)
+	cache := cachetest.New(t)
 	sessions := scs.New()
 	sessions.Store = Store{cache}
 	mux := http.NewServeMux()

@@ -5,17 +5,13 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
-	"os"
 	"testing"
 
-	"github.com/fastpgcache/fastpgcache/examples/internal/cachetest"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/cachetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-
 func TestASessionLastsFromLoginToLogout(t *testing.T) {
-	_, cache := cachetest.New(t)
+	cache := cachetest.New(t)
 	store := Store{cache}
 	check := func(w http.ResponseWriter, err error) {
 		if err != nil {

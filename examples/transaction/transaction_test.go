@@ -1,18 +1,15 @@
 package transaction
 
 import (
-	"os"
 	"testing"
 
-	"github.com/fastpgcache/fastpgcache/examples/internal/cachetest"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/cachetest"
 )
-
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 func TestTheRowAndItsCachedValueChangeTogether(t *testing.T) {
 	ctx := t.Context()
-	db, cache := cachetest.New(t)
+	cache := cachetest.New(t)
+	db := cache.DB()
 	if _, err := db.Exec(`CREATE TABLE accounts (id text PRIMARY KEY, balance bigint NOT NULL CHECK (balance >= 0));
 		INSERT INTO accounts VALUES ('ada', 100)`); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 // Command bites shows that the tests of local answers would notice their faults: it makes
 // them one by one, each in a copy of the module, and runs the model of all interleavings,
-// the tests of the store, and, where these pass, the model checker.
+// the tests of the store, and, where these pass, the model checker. Faults of the checker of
+// answers itself must be noticed by its own tests.
 //
 //	go run ./internal/bites [-ops n] [fault…]
 package main
@@ -23,6 +24,8 @@ type fault struct {
 }
 
 type change struct{ file, old, new string }
+
+const check = "internal/history/check.go"
 
 var faults = []fault{
 	{"none", nil},
@@ -109,6 +112,25 @@ var faults = []fault{
 	{"trimming-not-told", []change{{"migrations.sql",
 		`SET trimmed = epoch.trimmed, snapshots`, `SET snapshots`}}},
 
+	// The checker of answers.
+	{"check-believes-what-was-never-stored", []change{{check, `case !ok:`, `case !ok && false:`}}},
+	{"check-believes-what-is-stored-later", []change{{check, `case s.Start > hit.End:`, `case false:`}}},
+	{"check-forgets-replacements", []change{{check, `case replaced[0].after(`, `case false && replaced[0].after(`}}},
+	{"check-forgets-own-replacements", []change{{check, `hit.Process != 0 && replaced`, `hit.Process < 0 && replaced`}}},
+	{"check-forgets-ttls", []change{{check, `case s.TTL > 0 &&`, `case s.TTL < 0 &&`}}},
+	{"check-takes-any-change-of-ttl-for-one-of-it", []change{{check, `e.Start < hit.End && e.End > s.Start`, `e.Start < hit.End`}}},
+	{"check-takes-perhaps-for-certain", []change{{check, `if !e.Certain || e.Kind != Stored`, `if e.Kind != Stored`}}},
+	{"check-takes-a-perhaps-stored-entry-for-there", []change{{check, ` || !s.Certain {`, ` {`}}},
+	{"check-allows-twice-the-staleness-of-hits", []change{{check, `after(s.End, hit.Start-hit.Staleness)`, `after(s.End, hit.Start-2*hit.Staleness)`}}},
+	{"check-allows-no-staleness-of-hits", []change{{check, `after(s.End, hit.Start-hit.Staleness)`, `after(s.End, hit.Start)`}}},
+	{"check-allows-twice-the-staleness-of-misses", []change{{check, `s.End <= miss.Start-miss.Staleness`, `s.End <= miss.Start-2*miss.Staleness`}}},
+	{"check-allows-no-staleness-of-misses", []change{{check, `s.End <= miss.Start-miss.Staleness`, `s.End <= miss.Start`}}},
+	{"check-forgets-own-stores", []change{{check, `if own || `, `if `}}},
+	{"check-forgets-removals", []change{{check, `gone[i+1] = max(gone[i], e.End)`, `gone[i+1] = max(gone[i], e.Start)`}}},
+	{"check-forgets-removals-of-all", []change{{check, `if e.End >= first && e.Start <= last {`, `if false {`}}},
+	{"check-compares-starts", []change{{check, `r.starts[n-1] > began`, `r.ends[n-1] > began`}}},
+	{"check-looks-at-one-replacement", []change{{check, `start = max(start, r.starts[n-1])`, `start += 0 * r.starts[n-1]`}}},
+
 	// Misses.
 	{"own-writes-do-not-enter", []change{{"local.go",
 		"\t\tl.misses.enter(hashOf(key))\n\t}\n\tl.kept.written", "\t\t_ = key\n\t}\n\tl.kept.written"}}},
@@ -187,8 +209,11 @@ func try(f fault, ops, worlds int) (by string, err error) {
 			return "", err
 		}
 	}
-	for _, tests := range []string{quick, "^TestNoAnswerIsWrong$"} {
-		cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-failfast", "-v", "-run", tests, ".")
+	for _, tests := range [][]string{{".", quick}, {".", "^TestNoAnswerIsWrong$"}, {"./internal/history", "."}} {
+		if ofChecker := len(f.changes) > 0 && f.changes[0].file == check; ofChecker != (tests[0] != ".") && f.changes != nil {
+			continue
+		}
+		cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-failfast", "-v", "-run", tests[1], tests[0])
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), fmt.Sprint("FASTPGCACHE_MODEL_OPS=", ops), fmt.Sprint("FASTPGCACHE_MODEL_WORLDS=", worlds))
 		out, err := cmd.CombinedOutput()

@@ -42,7 +42,7 @@ type variant struct {
 	name    string
 	cfg     fastpgcache.Config
 	callers int  // that use each test's cache beside the test
-	once    bool // is no matter of drivers, and so runs over the first only
+	once    bool // is hardly a matter of drivers, and so runs over the first only
 }
 
 // Callers is how many callers at once the concurrent tests have.
@@ -53,14 +53,14 @@ func variants(d Driver) []variant {
 	if d.Unprepared {
 		return []variant{
 			{name: "unprepared", cfg: unprepared},
-			{name: "crowded", cfg: unprepared, callers: Callers},
+			{name: "crowded", cfg: unprepared, callers: Callers, once: true},
 		}
 	}
 	return []variant{
 		{name: "prepared"},
 		{name: "unprepared", cfg: unprepared},
 		{name: "uncoalesced", cfg: fastpgcache.Config{DisableCoalescing: true}, once: true},
-		{name: "crowded", callers: Callers},
+		{name: "crowded", callers: Callers, once: true},
 	}
 }
 
@@ -81,10 +81,12 @@ func tests() []test {
 	return all
 }
 
-// Run runs the suite over each driver, in each variant.
+// Run runs the suite over each driver, in each variant. Drivers run side by side, since
+// much of it is waiting.
 func Run(t *testing.T, drivers ...Driver) {
 	for i, d := range drivers {
 		t.Run(d.Name, func(t *testing.T) {
+			t.Parallel()
 			for j, v := range variants(d) {
 				if v.once && i > 0 {
 					continue

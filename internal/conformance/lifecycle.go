@@ -1,15 +1,16 @@
 package conformance
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/goroutines"
 )
 
 var lifecycleTests = []test{
@@ -265,45 +266,32 @@ func testPreparedOnce(s *suite, t *testing.T) {
 
 func testNoGoroutine(s *suite, t *testing.T) {
 	dsn, _ := s.role(t)
-	before := runtime.NumGoroutine()
-	for range 2 {
-		c, err := fastpgcache.OpenConnector(s.connector(t, dsn), s.cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		for i := range 12 {
-			wg.Go(func() {
-				for _, op := range operations() {
-					if _, err := op.run(t.Context(), c, fmt.Sprint(i)); err != nil {
-						t.Error(err)
+	goroutines.Do(t.Context(), t.Name(), func(ctx context.Context) {
+		for range 2 {
+			c, err := fastpgcache.OpenConnector(s.connector(t, dsn), s.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for i := range 12 {
+				wg.Go(func() {
+					for _, op := range operations() {
+						if _, err := op.run(ctx, c, fmt.Sprint(i)); err != nil {
+							t.Error(err)
+						}
 					}
-				}
-			})
+				})
+			}
+			wg.Wait()
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, stacks := goroutines.Of(t.Name()); strings.Contains(stacks, "github.com/fastpgcache/fastpgcache.(") {
+				t.Errorf("Close returned, and these still run:\n%s", stacks)
+			}
 		}
-		wg.Wait()
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-		if stacks := ours(); stacks != "" {
-			t.Errorf("Close returned, and these still run:\n%s", stacks)
-		}
-	}
-	await(t, "as many goroutines as before", func() bool { return runtime.NumGoroutine() <= before })
-}
-
-// ours are the stacks of goroutines that run the library's code, tests that wait for
-// their turn aside.
-func ours() string {
-	buf := make([]byte, 1<<20)
-	all := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
-	var some []string
-	for _, stack := range all {
-		if strings.Contains(stack, "github.com/fastpgcache/fastpgcache.") && !strings.Contains(stack, "testing.(*T).Parallel(") {
-			some = append(some, stack)
-		}
-	}
-	return strings.Join(some, "\n\n")
+	})
+	await(t, "no goroutine is left", func() bool { n, _ := goroutines.Of(t.Name()); return n == 0 })
 }
 
 func testSchemaNames(s *suite, t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
 var loadTests = []test{
@@ -109,9 +111,9 @@ func testLoadLoses(s *suite, t *testing.T) {
 func testNothingFromBeforeADelete(s *suite, t *testing.T) {
 	c, ctx := s.cache(t), t.Context()
 	const keys, readers = 8, 56
-	deletes := 10_000
-	if testing.Short() {
-		deletes = 1_000
+	deletes := 1_000
+	if pgtest.Long() {
+		deletes = 10_000
 	}
 	var source, deleted [keys]atomic.Int64
 	var stale atomic.Int64

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
 var loadingTests = []test{
@@ -677,7 +678,11 @@ func testNoFormGivesWhatWasDeleted(s *suite, t *testing.T) {
 
 func testAfterADelete(t *testing.T, get func(context.Context, string, func() int64) (int64, error), remove func(context.Context, string) error) {
 	ctx := bounded(t)
-	const keys, readers, deletes = 4, 24, 200
+	const keys, readers = 4, 24
+	deletes := 60
+	if pgtest.Long() {
+		deletes = 200
+	}
 	var source, deleted [keys]atomic.Int64
 	var stale atomic.Int64
 	read := func(k int) {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/history"
 )
 
 var modelTests = []test{
@@ -288,100 +288,54 @@ func testConcurrentModels(s *suite, t *testing.T) {
 	wg.Wait()
 }
 
-// history is what was done with one key by many callers, with the time of each
-// call's begin and end.
-type history struct {
-	start time.Time
-
-	mu     sync.Mutex // guards the calls
-	writes []call
-	reads  []call
-}
-
-type call struct {
-	value      string // "" for absence
-	begin, end time.Duration
-}
-
-// do runs f, which writes value, or reads what it returns.
-func (h *history) do(f func() (value string, wrote bool)) {
-	begin := time.Since(h.start)
-	value, wrote := f()
-	end := time.Since(h.start)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if c := (call{value, begin, end}); wrote {
-		h.writes = append(h.writes, c)
-	} else {
-		h.reads = append(h.reads, c)
-	}
-}
-
-// check reports each read of a value that nobody had begun to write, or that
-// another write had certainly replaced.
-func (h *history) check(t *testing.T, key string) {
-	t.Helper()
-	writes := append(h.writes, call{"", -1, -1}) // at first nothing is there
-	replaced := make([]time.Duration, len(writes))
-	for i, w := range writes {
-		replaced[i] = math.MaxInt64
-		for _, next := range writes {
-			if next.begin > w.end {
-				replaced[i] = min(replaced[i], next.end)
-			}
-		}
-	}
-	for _, r := range h.reads {
-		possible := false
-		for i, w := range writes {
-			possible = possible || w.value == r.value && w.begin < r.end && replaced[i] > r.begin
-		}
-		if !possible {
-			t.Errorf("%s: the read from %v to %v got %q, which was not there then", key, r.begin, r.end, r.value)
-		}
-	}
-}
-
 func testSharedKeys(s *suite, t *testing.T) {
 	dsn, _ := s.role(t)
 	c := s.open(t, dsn)
-	histories := make([]*history, 3)
-	for i := range histories {
-		histories[i] = &history{start: time.Now()}
-	}
+	const keys = 3
+	logs := make([]history.Log, Callers)
 	ctx := bounded(t)
 	var wg sync.WaitGroup
 	for caller := range Callers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(caller), 0))
-			for i := range 5 {
-				n := r.IntN(len(histories))
+			log := &logs[caller]
+			log.Number, log.Process = int64(caller+1), 1
+			for range 5 {
+				n := r.IntN(keys)
 				key := fmt.Sprint("shared", n)
-				histories[n].do(func() (value string, wrote bool) {
-					var err error
+				start := history.Now()
+				var err error
+				switch r.IntN(6) {
+				case 0, 1:
+					value, text := log.Value()
+					err = c.Set(ctx, key, text, time.Hour)
+					log.Stored(n, value, start, time.Hour, err)
+				case 2:
+					var deleted bool
+					if deleted, err = c.Delete(ctx, key); deleted {
+						log.Removed(n, start, err)
+					} else {
+						log.Answered(n, "", false, start, err)
+					}
+				default:
+					var text string
 					var found bool
-					switch r.IntN(6) {
-					case 0, 1:
-						value, wrote = fmt.Sprintf("caller %d, %d", caller, i), true
-						err = c.Set(ctx, key, value, time.Hour)
-					case 2:
-						wrote, err = c.Delete(ctx, key) // false is a read of absence
-					default:
-						if found, err = c.Get(ctx, key, &value); err == nil && found != (value != "") {
-							t.Errorf("get: got %q, %t", value, found)
-						}
-					}
-					if err != nil {
-						t.Error(err)
-					}
-					return value, wrote
-				})
+					found, err = c.Get(ctx, key, &text)
+					log.Answered(n, text, found, start, err)
+				}
+				if err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}
 	wg.Wait()
-	for i, h := range histories {
-		h.check(t, fmt.Sprint("shared", i))
+	var events []history.Event
+	for _, log := range logs {
+		events = append(events, log.Events...)
+	}
+	for _, wrong := range history.Check(events).Wrong {
+		t.Error(wrong)
 	}
 }
 

@@ -21,6 +21,7 @@
 //   - FASTPGCACHE_TEST_BINDIR: the directory of initdb and postgres
 //   - FASTPGCACHE_TEST_DSN: a superuser's connection string, URL or key/value;
 //     [Shared] then uses that server instead of starting one
+//   - FASTPGCACHE_LONG: not empty, [Long] says so
 package pgtest
 
 import (

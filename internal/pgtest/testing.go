@@ -66,6 +66,10 @@ func Shared(tb testing.TB) *Server {
 	return shared.server
 }
 
+// Long tells whether tests are to take their full sizes, as FASTPGCACHE_LONG says: minutes
+// rather than seconds.
+func Long() bool { return os.Getenv("FASTPGCACHE_LONG") != "" }
+
 // Own returns a server of this test's own, stopped when the test ends. It is
 // started from local binaries even when FASTPGCACHE_TEST_DSN is set; only then
 // are missing binaries a reason to skip the test.
