@@ -89,7 +89,7 @@ func compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.stop()
+	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
 	if err := s.fill(ctx, value); err != nil {
 		return err
@@ -150,7 +150,7 @@ func compare(ctx context.Context) error {
 			fmt.Printf(" %v |\n", median(p99))
 			if os.Getenv("DEBUG") != "" {
 				st := systems[0].stats()
-				fmt.Fprintf(os.Stderr, "hits %d local %d catchups %d statements %d keys %d resets %d\n", st.Hits, st.LocalHits, st.Local.CatchUps, st.Statements, st.Keys, st.Local.Resets)
+				fmt.Fprintf(os.Stderr, "hits %d local %d catchups %d statements %d keys %d resets %d\n", st.Hits, st.Local.Hits, st.Local.CatchUps, st.Statements, st.Keys, st.Local.Resets)
 			}
 		}
 	}
@@ -246,7 +246,7 @@ func single(ctx context.Context, s *servers, keys []string) error {
 		c.Get(ctx, keys[0], &v)
 		c.Get(ctx, "missing", &v)
 		time.Sleep(time.Millisecond)
-		if stats := c.Stats(); stats.LocalHits > 10 && stats.FilterAnswers > 10 {
+		if stats := c.Stats(); stats.Local.Hits > 10 && stats.Local.Misses > 10 {
 			break
 		}
 	}
