@@ -662,18 +662,24 @@ BEGIN
     ($$cache_deleted() RETURNS trigger LANGUAGE plpgsql$$, $$
     DECLARE
       label text;
+      stack text;
     BEGIN
       INSERT INTO %1$I.cache_change (user_id, keys)
       SELECT d.user_id, array_agg(d.key) FROM (
         SELECT user_id, key, (row_number() OVER (PARTITION BY user_id) - 1) / 1000 AS part FROM deleted
         WHERE expires_at IS NULL OR expires_at > statement_timestamp()) d
       GROUP BY d.user_id, d.part;
-      -- What is being loaded must not be stored behind it.
-      DELETE FROM %1$I.cache_lease
-      WHERE ctid = ANY (ARRAY(
-        SELECT l.ctid FROM %1$I.cache_lease l
-        WHERE l.expires_at > statement_timestamp() AND (l.user_id, l.key) IN (SELECT user_id, key FROM deleted)
-        ORDER BY l.user_id, l.key FOR UPDATE OF l));
+      -- What is being loaded must not be stored behind it. Not so where a walk removes: it
+      -- leaves alone what is being loaded, and a load that has begun since may be stored. Its
+      -- lease is held by who stores, and waits for the walk's rows: to wait for it is a deadlock.
+      GET DIAGNOSTICS stack = PG_CONTEXT;
+      IF stack !~ 'cache_(walk|fit)[(]' THEN
+        DELETE FROM %1$I.cache_lease
+        WHERE ctid = ANY (ARRAY(
+          SELECT l.ctid FROM %1$I.cache_lease l
+          WHERE l.expires_at > statement_timestamp() AND (l.user_id, l.key) IN (SELECT user_id, key FROM deleted)
+          ORDER BY l.user_id, l.key FOR UPDATE OF l));
+      END IF;
       IF random() < 0.005::double precision AND current_setting('transaction_isolation') = 'read committed' THEN
         SELECT user_id INTO label FROM deleted LIMIT 1;
         IF FOUND THEN
