@@ -293,6 +293,9 @@ func (c *Cache) deleteSorted(ctx context.Context, keys []string) (deleted, again
 // error come those that were found nonetheless.
 func (c *Cache) GetMany(ctx context.Context, keys []string) (map[string]Value, error) {
 	values, err := c.getMany(ctx, keys)
+	if err != nil && len(values) == 0 {
+		values = nil
+	}
 	return values, c.fail(ctx, "get many", err)
 }
 
@@ -306,7 +309,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 
 // union makes one map of several, the only one if there is one.
 func union[V any](all []map[string]V) map[string]V {
-	if len(all) == 1 && all[0] != nil {
+	if len(all) == 1 {
 		return all[0]
 	}
 	whole := make(map[string]V)
