@@ -21,15 +21,13 @@ type Stats struct {
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 
-	FilterAnswers int64 // misses that were answered from memory, without a statement
-	LocalHits     int64 // hits that were answered from memory, without a statement
-	Local         LocalStats
+	Local LocalStats
 }
 
 // LocalStats is of the answers from memory that Config.MaxStaleness turns on.
 type LocalStats struct {
-	Hits      int64         // answered from kept values, as Stats.LocalHits
-	Misses    int64         // answered from the filter, as Stats.FilterAnswers
+	Hits      int64         // answered from kept values, without a statement; Stats.Hits has them, too
+	Misses    int64         // answered from the filter, without a statement; Stats.Misses has them, too
 	Values    int           // kept now, those that may not be answered any more among them
 	Bytes     int64         // of memory that they take, about
 	Evictions int64         // values that had to go for others
@@ -97,9 +95,8 @@ func (c *Cache) counted() Stats {
 	if c.local != nil {
 		s.Local = c.local.stats()
 		s.Local.CatchUps = c.feed.catchUps.Load()
-		s.LocalHits, s.FilterAnswers = s.Local.Hits, s.Local.Misses
-		s.Hits += s.LocalHits
-		s.Misses += s.FilterAnswers
+		s.Hits += s.Local.Hits
+		s.Misses += s.Local.Misses
 	}
 	return s
 }
@@ -122,8 +119,6 @@ func (s *Stats) add(more Stats, first bool) {
 	if first || more.LastCleanup.Before(s.LastCleanup) {
 		s.LastCleanup = more.LastCleanup
 	}
-	s.FilterAnswers += more.FilterAnswers
-	s.LocalHits += more.LocalHits
 	s.Local.Hits += more.Local.Hits
 	s.Local.Misses += more.Local.Misses
 	s.Local.Values += more.Local.Values

@@ -12,8 +12,6 @@ import (
 var elsewhere = map[string]string{
 	"Latency.Counts": "the histogram",
 	"Latency.Sum":    "the histogram",
-	"Local.Hits":     "the same as LocalHits",
-	"Local.Misses":   "the same as FilterAnswers",
 }
 
 func TestEveryFieldOfStatsIsOneFigure(t *testing.T) {
