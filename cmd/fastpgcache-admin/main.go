@@ -56,7 +56,7 @@ Connection (of all but sql, version and help):
 Databricks Lakebase:
   --databricks           log in with a token of the workspace, which also knows the
                          host and the user, if they are not given
-  --instance-name NAME   a provisioned instance, or
+  --instance-name NAME   an instance, or the autoscaling project that it became, or
   --endpoint NAME        an autoscaling endpoint: projects/…/branches/…/endpoints/…
   --profile NAME         of ~/.databrickscfg; none in a notebook
 
