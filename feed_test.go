@@ -103,7 +103,7 @@ func TestAMissIsAnsweredWithoutTheDatabase(t *testing.T) {
 	if got := after.Statements - before.Statements; got != 0 {
 		t.Errorf("got %d statements, want none", got)
 	}
-	if got := after.Local.Misses - before.Local.Misses; got != 5 || after.Misses-before.Misses != 5 {
+	if got := after.FilterAnswers - before.FilterAnswers; got != 5 || after.Misses-before.Misses != 5 {
 		t.Errorf("got %d answers and %d misses, want 5", got, after.Misses-before.Misses)
 	}
 	if after.Local.FilterKeys != 2 || after.Local.FilterBytes == 0 {

@@ -21,7 +21,9 @@ type Stats struct {
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 
-	Local LocalStats
+	FilterAnswers int64 // misses that were answered from memory: Local.Misses
+	LocalHits     int64 // hits that were answered from memory: Local.Hits
+	Local         LocalStats
 }
 
 // LocalStats is of the answers from memory that Config.MaxStaleness turns on.
@@ -95,8 +97,9 @@ func (c *Cache) counted() Stats {
 	if c.local != nil {
 		s.Local = c.local.stats()
 		s.Local.CatchUps = c.feed.catchUps.Load()
-		s.Hits += s.Local.Hits
-		s.Misses += s.Local.Misses
+		s.LocalHits, s.FilterAnswers = s.Local.Hits, s.Local.Misses
+		s.Hits += s.LocalHits
+		s.Misses += s.FilterAnswers
 	}
 	return s
 }
@@ -119,6 +122,8 @@ func (s *Stats) add(more Stats, first bool) {
 	if first || more.LastCleanup.Before(s.LastCleanup) {
 		s.LastCleanup = more.LastCleanup
 	}
+	s.FilterAnswers += more.FilterAnswers
+	s.LocalHits += more.LocalHits
 	s.Local.Hits += more.Local.Hits
 	s.Local.Misses += more.Local.Misses
 	s.Local.Values += more.Local.Values
