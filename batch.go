@@ -192,6 +192,7 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	defer w.done()
 	_, at, err := c.writes(ctx, c.batches.set, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries)))
 	if err == nil {
+		c.grew(entries...)
 		w.stored(at, entries...)
 	}
 	return err
@@ -304,6 +305,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
 			kept, _, says := c.recall(key)
 			if says == present {
+				c.wasRead(key)
 				values[key] = Value(kept.text)
 			}
 			return says != unknown
@@ -323,6 +325,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 				}
 			}
 			if hit.found {
+				c.wasRead(chunk[i])
 				values[chunk[i]] = hit.value.value()
 			}
 		}
@@ -443,11 +446,14 @@ func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
 	if err != nil {
 		return err
 	}
-	if err := f(c.WithTx(tx)); err != nil {
+	inside := c.WithTx(tx)
+	inside.tx.counts = true
+	if err := f(inside); err != nil {
 		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
 		return err
 	}
 	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })
+	c.quota.wrote(inside.tx.grown)
 	return err
 }
 

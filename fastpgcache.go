@@ -123,6 +123,7 @@ type core struct {
 
 	local *local // nil without MaxStaleness
 	feed  *feed
+	quota *quota
 }
 
 // New returns a cache over db, which stays the caller's to close. It does no I/O;
@@ -154,6 +155,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		c.local = newLocal(cfg.MaxStaleness, cfg.localBytes())
 	}
 	c.feed = newFeed(c, c.local)
+	c.quota = newQuota(c)
 	if cfg.CleanupInterval > 0 {
 		c.run(c.cleanUp)
 	}

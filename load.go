@@ -136,6 +136,9 @@ func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, 
 	for {
 		got, err := c.findFor(ctx, key, r)
 		hit := got.found && decodes(got.value, dest)
+		if hit {
+			c.wasRead(key)
+		}
 		if err == nil && !got.kept {
 			c.stats.lookup(hit)
 		}
@@ -431,5 +434,6 @@ func (c *Cache) storeInTx(ctx context.Context, loaded map[string]entry) error {
 	w := c.write(absent...)
 	defer w.done()
 	_, err := c.exec(ctx, c.loads.remember, c.args(absent, ttlArray(absences))...)
+	c.grew(absences...)
 	return err
 }

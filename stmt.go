@@ -218,6 +218,8 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 type transaction struct {
 	*sql.Tx          // nil, if the caller's was
 	own     bool     // it is of the cache's pool, whose prepared statements fit no other
+	counts  bool     // whoever commits it tells the quota of grown
+	grown   int64    // bytes of the entries stored
 	stmts   sync.Map // of *statement: the *sql.Stmt that Tx has of it
 }
 
