@@ -1,29 +1,34 @@
+-- +goose Up
 -- fastpgcache: the cache's tables, row-level security, triggers and functions.
 --
 --   psql -v ON_ERROR_STOP=1 -f migrations.sql
 --
--- It is a single DO statement, so every tool runs it whole or not at all. It
--- may be run again at any time: it creates what is missing, upgrades the table
--- of the Python library with every entry kept, and waits for no user of the cache
--- when there is nothing to do. PostgreSQL 14 or newer.
+-- It is a single DO statement, so every tool runs it whole or not at all, and goose,
+-- golang-migrate and Flyway take this file as it is. It may be run again at any time:
+-- it creates what is missing, upgrades the table of the Python library with every
+-- entry kept, and waits for no user of the cache when there is nothing to do.
+-- PostgreSQL 14 or newer.
 --
 -- Settings, each optional, steer it, for example by
--- PGOPTIONS='-c fastpgcache.grantee=app -c fastpgcache.service=worker':
+-- PGOPTIONS='-c fastpgcache.grantee=app -c fastpgcache.service=worker'. What the
+-- command "fastpgcache-admin sql" prints is this file with the settings in it.
 --
 --   fastpgcache.schema     where everything is created, the schema itself too if
---                          absent; defaults to the first of the search path
+--                          absent. Defaults to the first of the search path
 --   fastpgcache.grantee    the role that may use the cache, each login confined to
---                          its own entries; public, or none; defaults to who may
+--                          its own entries. Or public, or none. Defaults to who may
 --                          already, on the first set-up to public
---   fastpgcache.service    the role that may act for any user, or none; defaults to
+--   fastpgcache.service    the role that may act for any user, or none. Defaults to
 --                          who may already, on the first set-up to none
---   fastpgcache.max_bytes  what each user's entries may take; negative: no limit;
---                          defaults to the limit that there is
+--   fastpgcache.max_bytes  what each user's entries may take. Negative is no limit.
+--                          Defaults to the limit that there is
 --   fastpgcache.force      on: delete every entry
 --
 -- Errors of its own: FPG01 something else bears one of the names, or was attached to
--- the cache; FPG02 an object belongs to a role that is not to be trusted with it;
+-- the cache, FPG02 an object belongs to a role that is not to be trusted with it,
 -- FPG03 this server or database will not do.
+--
+-- +goose StatementBegin
 DO $setup$
 -- A type is looked up before the first statement runs, hence the schema before each.
 DECLARE
@@ -70,6 +75,8 @@ BEGIN
   -- nothing in the functions below, is looked up but in pg_catalog.
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
   PERFORM set_config('quote_all_identifiers', 'off', true);  -- what is printed is compared below
+
+  -- fastpgcache-admin sql puts settings here.
 
   target    := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
   force     := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
@@ -1011,3 +1018,4 @@ BEGIN
   PERFORM set_config('lock_timeout', timeout, true);
   PERFORM set_config('search_path', path, true);
 END $setup$;
+-- +goose StatementEnd
