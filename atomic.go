@@ -45,7 +45,7 @@ func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
 	value, valueBytes := e.value.arguments()
 	n, at, err := c.writes(ctx, c.atomics.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros)))
 	if err == nil && n > 0 {
-		c.grew(e)
+		c.grew(ctx, e)
 		w.stored(at, e)
 	}
 	return n > 0, err
@@ -104,7 +104,7 @@ func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) 
 		err = ErrNotInteger
 	}
 	if err == nil {
-		c.grew(entry{key: key})
+		c.grew(ctx, entry{key: key})
 	}
 	return sum, err
 }

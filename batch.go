@@ -192,7 +192,7 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	defer w.done()
 	_, at, err := c.writes(ctx, c.batches.set, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries)))
 	if err == nil {
-		c.grew(entries...)
+		c.grew(ctx, entries...)
 		w.stored(at, entries...)
 	}
 	return err
@@ -453,7 +453,9 @@ func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
 		return err
 	}
 	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })
-	c.quota.wrote(inside.tx.grown)
+	if err == nil {
+		c.quota.wrote(ctx, inside.tx.grown)
+	}
 	return err
 }
 

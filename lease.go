@@ -280,7 +280,7 @@ func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]
 		}
 	}
 	c.stats.sets.Add(int64(stored))
-	c.grew(entries...)
+	c.grew(ctx, entries...)
 	if plain && stored == len(entries) {
 		w.stored(at, entries...)
 	}

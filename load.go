@@ -434,6 +434,6 @@ func (c *Cache) storeInTx(ctx context.Context, loaded map[string]entry) error {
 	w := c.write(absent...)
 	defer w.done()
 	_, err := c.exec(ctx, c.loads.remember, c.args(absent, ttlArray(absences))...)
-	c.grew(absences...)
+	c.grew(ctx, absences...)
 	return err
 }

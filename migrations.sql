@@ -203,7 +203,8 @@ BEGIN
       ('cache_epoch', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'id uuid NOT NULL DEFAULT gen_random_uuid()',
           'trimmed txid_snapshot', 'low bigint NOT NULL DEFAULT 0', 'waiting bigint[]', 'snapshots txid_snapshot[]', 'taken timestamp with time zone[]',
           'walk_position text', 'walked_at timestamp with time zone', 'sizing text', 'sized_at timestamp with time zone', 'bites integer',
-          'since bigint', 'cut real[]', 'sums real[]', 'counted bigint', 'entries bigint', 'bytes bigint', 'half bigint', 'written bigint NOT NULL DEFAULT 0',
+          'since bigint', 'cut double precision[]', 'sums real[]', 'counted bigint', 'entries bigint', 'bytes bigint', 'half bigint', 'written bigint NOT NULL DEFAULT 0',
+          'begun bigint', 'growth real',
           'evicted bigint NOT NULL DEFAULT 0', 'PRIMARY KEY (user_id)', 'CREATE UNIQUE INDEX btree (user_id)'],
         ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
       ('cache_lease', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'key text COLLATE "C" NOT NULL', 'holder text NOT NULL',
@@ -349,13 +350,15 @@ BEGIN
         sized_at      timestamptz,          -- when it last did a bite
         bites         integer,              -- how many it has done
         since         bigint,               -- the transaction that began it: ages are from there on
-        cut           real[],               -- what goes, of each queue: all from an age on, and a share of those before; NULL: nothing
+        cut           double precision[],   -- what goes: of each queue all up to a transaction, and of those up to a later one a share; the hash's seed
         sums          real[],               -- bytes so far that stay, by queue and age
         counted       bigint,               -- and entries
         entries       bigint,               -- at its last end
         bytes         bigint,
         half          bigint,               -- the older half of those that were read is from before this transaction
         written       bigint NOT NULL DEFAULT 0,  -- bytes, as processes have told since it began
+        begun         bigint,               -- what written was when it began
+        growth        real,                 -- the part of that which did not replace what was there
         evicted       bigint NOT NULL DEFAULT 0   -- entries, ever
       ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
       COMMENT ON TABLE %1$I.cache_epoch IS 'fastpgcache epoch' $$, target);
@@ -656,7 +659,7 @@ BEGIN
     DECLARE
       pages  constant bigint := pg_relation_size(%2$L::regclass, 'main'::text) / current_setting('block_size')::bigint;
       most   constant bigint := (SELECT max_bytes FROM %1$I.cache_limit WHERE user_id IN (p_user_id, ''::text) ORDER BY user_id DESC LIMIT 1);
-      moment constant timestamptz := clock_timestamp();
+      moment timestamptz;
       e      record;
       here   text;
       xid    bigint;
@@ -666,10 +669,9 @@ BEGIN
       after  text := '';
       seen   bigint := 0;
       last   text;
-      unread integer;
-      some_unread integer;
-      read integer;
-      some_read integer;
+      ages   double precision[];  -- cut, in ages
+      unread double precision;    -- the shares
+      read   double precision;
       n      bigint := 0;
       part   record;
       rows   tid[] := '{}';
@@ -682,7 +684,7 @@ BEGIN
       IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = p_user_id) THEN
         PERFORM %1$I.cache_begin(p_user_id);
       END IF;
-      FOR try IN 1 .. 3 LOOP  -- who trims the feed holds the row for a moment
+      FOR try IN 1 .. CASE WHEN p_bite = 0 THEN 3 ELSE 100 END LOOP  -- who trims the feed holds the row for a moment
         SELECT * INTO e FROM %1$I.cache_epoch WHERE user_id = p_user_id FOR UPDATE SKIP LOCKED;
         EXIT WHEN FOUND;
         PERFORM pg_sleep(0.005::double precision);
@@ -691,13 +693,14 @@ BEGIN
         RETURN;
       END IF;
       xid := txid_current();
+      moment := clock_timestamp();  -- after the last bite, with the lock
 
       -- What is there is the user's to write, or of another server, or of another time.
       here := e.sizing;
       IF (e.sized_at BETWEEN moment - interval '10 minutes' AND moment AND here ~ '^(k[0-9]{1,15}:|b[0-9]{1,10}$)'
           AND e.bites BETWEEN 1 AND 1000000000 AND e.since BETWEEN 1 AND xid AND e.counted BETWEEN 0 AND 1000000000000000
           AND array_dims(e.sums) = '[1:128]' AND array_position(e.sums, NULL::real) IS NULL AND 0::real <= ALL (e.sums) AND '1e16'::real >= ALL (e.sums)
-          AND (e.cut IS NULL OR array_dims(e.cut) = '[1:4]')) IS NOT TRUE THEN
+          AND (e.cut IS NULL OR array_dims(e.cut) = '[1:7]' AND array_position(e.cut, NULL::double precision) IS NULL AND 0 <= e.cut[7] AND e.cut[7] < 1000000)) IS NOT TRUE THEN
         here := NULL;
       END IF;
       IF p_bite <> 0 AND (here IS NULL OR p_bite <> e.bites) OR p_bite = 0 AND here IS NOT NULL AND e.sized_at > moment - interval '1 s' THEN
@@ -716,14 +719,14 @@ BEGIN
         e.cut := NULL;
         e.sums := array_fill(0::real, ARRAY[128]);
         e.counted := 0;
+        e.begun := e.written;
         e.written := 0;
       END IF;
 
       from_age := xid - e.since;
-      unread := coalesce(e.cut[1] + 1, 200)::integer;
-      some_unread := coalesce(e.cut[1], 0)::integer;
-      read := coalesce(e.cut[3] + 1, 200)::integer;
-      some_read := coalesce(e.cut[3], 0)::integer;
+      ages := ARRAY[xid - e.cut[1], xid - e.cut[2], xid - e.cut[4], xid - e.cut[5]];
+      unread := e.cut[3];
+      read := e.cut[6];
       width := CASE WHEN e.cut IS NULL THEN 256 ELSE 64 END;
       IF here ~ '^k' THEN
         after := substr(here, strpos(here, ':'::text) + 1);
@@ -735,24 +738,25 @@ BEGIN
         SELECT r.slot, r.gone, count(*) AS rows, max(r.key) AS last, sum(r.bytes) AS bytes,
           array_agg(r.tid) FILTER (WHERE r.gone) AS tids, array_agg(r.version) FILTER (WHERE r.gone) AS xids
         FROM (
-          SELECT a.tid, a.key, a.version, a.bytes, a.slot, a.due OR a.slot >= unread AND a.slot <= 64 OR a.slot >= read
-            OR (a.slot = some_unread OR a.slot = some_read) AND (hashtextextended(a.key, e.since) & 65535)::real < e.cut[a.slot / 65 * 2 + 2] AS gone
+          SELECT a.tid, a.key, a.version, a.bytes, a.slot, a.due OR e.cut IS NOT NULL AND CASE WHEN a.queue = 0
+            THEN a.age >= ages[1] OR a.age >= ages[2] AND (hashtextextended(a.key, e.cut[7]::bigint) & 65535)::double precision < unread
+            ELSE a.age >= ages[3] OR a.age >= ages[4] AND (hashtextextended(a.key, e.cut[7]::bigint) & 65535)::double precision < read END AS gone
           FROM (
-            SELECT c.tid, c.key, c.version, c.bytes,
+            SELECT c.tid, c.key, c.version, c.bytes, c.queue, c.age,
               c.expires_at IS NOT NULL AND c.expires_at <= statement_timestamp()
                 AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
                   THEN c.value::numeric <= extract(epoch FROM statement_timestamp()) ELSE true END AS due,
-              c.queue + CASE WHEN c.age < 0 THEN 64 WHEN c.age <= from_age THEN 1
+              c.queue + CASE WHEN c.age <= from_age THEN 1
                 ELSE least(64, 2 + floor(ln((c.age - from_age)::double precision) * 2.885390081777927::double precision)::integer) END AS slot
             FROM (
-              (SELECT ctid AS tid, key, xmin AS version, age(xmin) AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
+              (SELECT ctid AS tid, key, xmin AS version, CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
                 octet_length(key) + coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(value_bytes), 0) + 128 AS bytes,
                 CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue
               FROM %1$I.cache WHERE here ~ '^k' AND user_id = p_user_id AND key > after
               ORDER BY user_id, key LIMIT (SELECT 1000))
               UNION ALL
               SELECT b.tid, b.key, b.version, b.age, b.expires_at, b.value, b.bytes, b.queue FROM (
-                SELECT user_id, ctid AS tid, key, xmin AS version, age(xmin) AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
+                SELECT user_id, ctid AS tid, key, xmin AS version, CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
                   octet_length(key) + coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(value_bytes), 0) + 128 AS bytes,
                   CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue
                 FROM %1$I.cache WHERE here ~ '^b' AND ctid >= concat('(', block, ',0)')::tid AND ctid < concat('(', least(block + width, 4294967295), ',0)')::tid
@@ -797,24 +801,35 @@ BEGIN
 
       IF here IS NULL THEN
         total := (SELECT sum(s::double precision) FROM unnest(e.sums) s);
-        IF e.cut IS NULL AND total > most THEN
-          -- A sixteenth more goes, so that the next time is not at once.
-          e.cut := '{200,0,200,0}';
+        IF e.cut IS NULL AND e.begun > most / 32 AND e.bytes IS NOT NULL THEN
+          e.growth := greatest(least((total - e.bytes) / e.begun, 1), 0)::real;
+        END IF;
+        IF total > most AND e.cut IS NULL OR total > most::double precision * 19 / 16 THEN
+          -- A sixteenth more goes, so that the next time is not at once. Where writers are
+          -- faster than that, it goes on.
+          e.cut := ARRAY[-1e18, -1e18, 0, -1e18, -1e18, 0, floor(random() * 1000000)];
           excess := total - most::double precision * 15 / 16;
           FOR queue IN 0 .. 1 LOOP
             goal := excess;
             IF queue = 0 THEN
-              goal := least(goal, (SELECT sum(s::double precision) FROM unnest(e.sums[1:64]) s) - most::double precision * 3 / 10);
+              goal := least(goal, (SELECT sum(s::double precision) FROM unnest(e.sums[1 : 64]) s) - most::double precision * 3 / 10);
             END IF;
             FOR age IN REVERSE 63 .. 0 LOOP
               EXIT WHEN goal <= 0;
               slot := queue * 64 + age + 1;
-              e.cut[queue * 2 + 1] := slot;
-              e.cut[queue * 2 + 2] := least(goal / greatest(e.sums[slot]::double precision, 1::double precision), 1::double precision)::real * 65536;
+              IF age < 63 THEN
+                e.cut[queue * 3 + 1] := e.since - ceil(exp(age / 2.885390081777927::double precision));
+              END IF;
+              e.cut[queue * 3 + 2] := CASE WHEN age = 0 THEN 1e18 ELSE e.since - ceil(exp((age - 1) / 2.885390081777927::double precision)) END;
+              e.cut[queue * 3 + 3] := least(goal / greatest(e.sums[slot]::double precision, 1::double precision), 1::double precision) * 65536;
               excess := excess - least(goal, e.sums[slot]::double precision);
               goal := goal - e.sums[slot]::double precision;
             END LOOP;
           END LOOP;
+          e.since := xid;  -- it counts anew
+          e.bytes := total::bigint;
+          e.begun := NULL;
+          e.written := e.written / 2;  -- of what came meanwhile about half is in the sum
           here := CASE WHEN e.counted > pages THEN 'b0' ELSE 'k0:' END;
           e.sums := array_fill(0::real, ARRAY[128]);
           e.counted := 0;
@@ -834,7 +849,7 @@ BEGIN
       END IF;
       next_bite := CASE WHEN here IS NOT NULL THEN e.bites END;
       UPDATE %1$I.cache_epoch SET sizing = here, sized_at = clock_timestamp(), bites = e.bites, since = e.since, cut = e.cut, sums = e.sums, counted = e.counted,
-        entries = e.entries, bytes = e.bytes, half = e.half, written = e.written,
+        entries = e.entries, bytes = e.bytes, half = e.half, written = e.written, begun = e.begun, growth = e.growth,
         evicted = CASE WHEN e.evicted BETWEEN 0 AND 9000000000000000000 THEN e.evicted ELSE 0 END + cache_fit.evicted
       WHERE user_id = p_user_id;
     END
@@ -991,7 +1006,7 @@ BEGIN
       GRANT SELECT, DELETE, INSERT (user_id, keys), UPDATE (keys) ON %1$I.cache_change TO %2$s;
       GRANT SELECT, DELETE, INSERT (user_id, key, holder, expires_at, xid), UPDATE (holder, expires_at, xid) ON %1$I.cache_lease TO %2$s;
       GRANT SELECT, INSERT (user_id), UPDATE (trimmed, low, waiting, snapshots, taken, walk_position, walked_at,
-        sizing, sized_at, bites, since, cut, sums, counted, entries, bytes, half, written, evicted) ON %1$I.cache_epoch TO %2$s;
+        sizing, sized_at, bites, since, cut, sums, counted, entries, bytes, half, written, begun, growth, evicted) ON %1$I.cache_epoch TO %2$s;
       GRANT SELECT ON %1$I.cache_limit TO %2$s $$, target, users);
   END IF;
 

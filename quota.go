@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -21,12 +22,17 @@ type quota struct {
 	reads   atomic.Pointer[reads] // nil: nothing is noted
 	written atomic.Int64          // bytes, since that was told
 	later   atomic.Int64          // bytes of callers' transactions, which may not be committed yet
+	rate    atomic.Int64          // bytes a second that may be written, where walks do not keep up; 0: any
 	enough  atomic.Int64          // written, to be told at once
 	now     chan struct{}         // has one when there is enough
 
 	busy    atomic.Bool // the cache was used lately
 	running atomic.Bool // the goroutine runs
 	walking atomic.Bool // taken by the one goroutine that walks
+	failing atomic.Bool // the last bite failed
+
+	mu   sync.Mutex
+	free time.Time // when what was written until now is within the rate; guarded by mu
 
 	// Of the goroutine.
 	since   int64     // the last walk that was heard of
@@ -43,8 +49,10 @@ const (
 	quotaIdle    = 20                     // rounds without use, after which it ends
 	quotaQuiet   = 4                      // rounds without writes, after which it is at rest
 	quotaTimeout = 10 * time.Second
-	quotaUnknown = 1 << 20 // bytes written, after which it must be known whether there is a limit
-	touchShare   = 20      // touching takes a 20th of the time
+	quotaWait    = time.Second // that a statement waits at most
+	quotaRate    = 1 << 20     // bytes a second that a process may always write
+	quotaUnknown = 1 << 20     // bytes written, after which it must be known whether there is a limit
+	touchShare   = 20          // touching takes a 20th of the time
 )
 
 func newQuota(c *Cache) *quota {
@@ -64,26 +72,43 @@ func (q *quota) used() {
 	}
 }
 
-// wrote tells that entries were written which take about that much.
-func (q *quota) wrote(bytes int64) {
+// wrote tells that entries were written which take about that much, and waits a moment
+// where the walks do not keep up.
+func (q *quota) wrote(ctx context.Context, bytes int64) {
 	q.used()
 	if q.written.Add(bytes) > q.enough.Load() {
 		q.hurry()
 	}
+	if rate := q.rate.Load(); rate > 0 {
+		sleep(ctx, q.turn(time.Now(), time.Duration(float64(bytes)/float64(rate)*1e9)))
+	}
+}
+
+// turn is how long to wait for a turn that takes so long, behind those who came before.
+func (q *quota) turn(now time.Time, takes time.Duration) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.free.Before(now) {
+		q.free = now
+	}
+	if q.free = q.free.Add(takes); q.free.Sub(now) > quotaWait {
+		q.free = now.Add(quotaWait)
+	}
+	return q.free.Sub(now)
 }
 
 // rowBytes is what an entry takes beside its key and value, as cache_fit counts it.
 const rowBytes = 128
 
-// grew tells the quota of entries that were stored.
-func (c *Cache) grew(entries ...entry) {
+// grew tells the quota of entries that were stored. In a transaction they are not there yet.
+func (c *Cache) grew(ctx context.Context, entries ...entry) {
 	var bytes int64
 	for i := range entries {
 		bytes += int64(len(entries[i].key)+entries[i].value.len()) + rowBytes
 	}
 	switch {
 	case c.tx == nil:
-		c.quota.wrote(bytes)
+		c.quota.wrote(ctx, bytes)
 	case c.tx.counts:
 		c.tx.grown += bytes
 	default:
@@ -150,23 +175,29 @@ func (q *quota) round(ctx context.Context) time.Duration {
 	q.touchNoted(ctx)
 	n := q.written.Swap(0)
 	b, _, err := first(query(ctx, q.cache, q.tell, q.cache.args(n), func(rows *sql.Rows) (b balance, err error) {
-		return b, rows.Scan(&b.limit, &b.bytes, &b.written, &b.since, &b.told)
+		return b, rows.Scan(&b.limit, &b.bytes, &b.written, &b.growth, &b.since, &b.told)
 	}))
 	switch {
 	case err != nil:
 		q.written.Add(n)
+		q.rate.Store(0)
 		q.report(ctx, "limit", err)
 		return quotaLimit
 	case !b.limit.Valid:
 		q.reads.Store(nil)
 		q.later.Store(0)
+		q.rate.Store(0)
 		q.enough.Store(math.MaxInt64)
 		return quotaLimit
 	case !b.told: // somebody had the row, or there is none yet
 		q.written.Add(n)
 		b.written.Int64 += n
 	}
-	q.enough.Store(b.limit.Int64 / 32)
+	q.enough.Store(q.written.Load() + b.limit.Int64/32)
+	q.rate.Store(b.rate())
+	if q.failing.Load() {
+		q.rate.Store(0) // waiting would not help
+	}
 	q.heard(b)
 	if q.quiet++; n > 0 {
 		q.quiet = 0
@@ -178,11 +209,11 @@ func (q *quota) round(ctx context.Context) time.Duration {
 	return quotaRound
 }
 
-// heard takes up what there is: only where it fills half of the limit reads matter.
+// heard takes up what there is: only where it fills a quarter of the limit reads matter.
 func (q *quota) heard(b balance) {
 	r := q.reads.Load()
 	switch {
-	case b.bytes.Int64 <= b.limit.Int64/2:
+	case b.bytes.Int64+b.written.Int64 <= b.limit.Int64/4:
 		q.reads.Store(nil)
 	case r == nil:
 		q.reads.Store(&reads{})
@@ -194,18 +225,40 @@ func (q *quota) heard(b balance) {
 
 // balance is what is known of the user's entries.
 type balance struct {
-	limit   sql.NullInt64 // NULL: none
-	bytes   sql.NullInt64 // that there were when a walk came to its end; NULL: none has yet
-	written sql.NullInt64 // bytes, by all processes, since that one began
-	since   sql.NullInt64 // of that walk
+	limit   sql.NullInt64   // NULL: none
+	bytes   sql.NullInt64   // that there were when a walk came to its end; NULL: none has yet
+	written sql.NullInt64   // bytes, by all processes, since that one began
+	growth  sql.NullFloat64 // the part of them that does not replace what was there, as it was before; NULL: unknown
+	since   sql.NullInt64   // of that walk
 	told    bool
 }
 
-// due reports whether a walk is. Of what was written some replaced what was there, so
-// there may be less than it seems. Where writes go on, the walks are to be few.
+// over is how much more there is than the limit, as a part of it, if that much of what was
+// written did not replace what was there.
+func (b balance) over(growth float64) float64 {
+	return (float64(b.bytes.Int64)+growth*float64(b.written.Int64))/float64(b.limit.Int64) - 1
+}
+
+func (b balance) grows() float64 {
+	if !b.growth.Valid {
+		return 1
+	}
+	return b.growth.Float64
+}
+
+// due reports whether a walk is. Where writes go on, the walks are to be few.
 func (b balance) due(rest bool) bool {
-	over := b.bytes.Int64 + b.written.Int64 - b.limit.Int64
-	return !b.bytes.Valid || over > b.limit.Int64*3/16 || rest && over > b.limit.Int64/32
+	return !b.bytes.Valid || b.over(max(b.grows(), 0.5)) > 3./16 || rest && b.over(1) > 1./32
+}
+
+// rate is how many bytes a second a process may write, so that the walks keep up; 0 for any
+// number, up to a quarter over the limit. Towards a half it becomes small.
+func (b balance) rate() int64 {
+	over := b.over(b.grows())
+	if over <= 0.25 {
+		return 0
+	}
+	return quotaRate + int64(float64(b.limit.Int64)*max(0.5-over, 0))
 }
 
 // $1 is added to what was written, unless somebody has the row at the moment.
@@ -214,7 +267,7 @@ WITH mine AS MATERIALIZED (
   SELECT ctid AS tid FROM {schema}.cache_epoch WHERE user_id = {user} AND $1::bigint > 0::bigint LIMIT 1 FOR UPDATE SKIP LOCKED),
 told AS (
   UPDATE {schema}.cache_epoch e SET written = e.written + $1::bigint FROM mine WHERE e.ctid = mine.tid RETURNING e.written)
-SELECT l.max_bytes, e.bytes, coalesce(told.written, e.written), e.since, told.written IS NOT NULL
+SELECT l.max_bytes, e.bytes, coalesce(told.written, e.written) + CASE WHEN e.sizing IS NULL OR e.begun IS NULL THEN 0::bigint ELSE e.begun END, e.growth::float8, e.since, told.written IS NOT NULL
 FROM (SELECT) one
 LEFT JOIN (SELECT max_bytes FROM {schema}.cache_limit WHERE user_id = {user} OR user_id = ''::text ORDER BY user_id DESC LIMIT 1) l ON true
 LEFT JOIN {schema}.cache_epoch e ON e.user_id = {user}
@@ -226,7 +279,6 @@ SELECT removed, evicted, next_bite FROM {schema}.cache_fit({user}::text, $1::int
 // walk brings the user's entries within the limit, bite by bite, unless another process
 // is at it.
 func (q *quota) walk() {
-	defer q.hurry() // to hear what there is now
 	defer q.walking.Store(false)
 	c := q.cache
 	for next := (sql.NullInt64{Valid: true}); next.Valid; {
@@ -234,6 +286,7 @@ func (q *quota) walk() {
 		b, _, err := first(query(ctx, c, q.fit, c.args(next.Int64), func(rows *sql.Rows) (b struct{ removed, evicted, next sql.NullInt64 }, err error) {
 			return b, rows.Scan(&b.removed, &b.evicted, &b.next)
 		}))
+		q.failing.Store(err != nil)
 		if err != nil {
 			q.report(ctx, "evict", err)
 		}
@@ -242,7 +295,9 @@ func (q *quota) walk() {
 			return
 		}
 		c.stats.evicted.Add(b.evicted.Int64)
-		next = b.next
+		if next = b.next; !next.Valid && b.removed.Valid {
+			q.hurry() // to hear what there is now
+		}
 	}
 }
 

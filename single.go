@@ -134,7 +134,7 @@ func (c *Cache) setOne(ctx context.Context, e entry) (stamp, error) {
 	value, valueBytes := e.value.arguments()
 	_, at, err := c.writes(ctx, c.single.set, c.args(e.key, value, valueBytes, ttlArgument(e.micros)))
 	if err == nil {
-		c.grew(e)
+		c.grew(ctx, e)
 		w.stored(at, e)
 	}
 	return at, err
