@@ -102,6 +102,12 @@ const rowBytes = 128
 
 // grew tells the quota of entries that were stored. In a transaction they are not there yet.
 func (c *Cache) grew(ctx context.Context, entries ...entry) {
+	if c.shards != nil {
+		for _, e := range entries {
+			c.of(e.key).grew(ctx, e)
+		}
+		return
+	}
 	var bytes int64
 	for i := range entries {
 		bytes += int64(len(entries[i].key)+entries[i].value.len()) + rowBytes
@@ -109,8 +115,8 @@ func (c *Cache) grew(ctx context.Context, entries ...entry) {
 	switch {
 	case c.tx == nil:
 		c.quota.wrote(ctx, bytes)
-	case c.tx.counts:
-		c.tx.grown += bytes
+	case c.tx.grown != nil:
+		c.tx.grown[c.quota] += bytes
 	default:
 		c.quota.later.Add(bytes)
 		c.quota.used()
@@ -120,7 +126,7 @@ func (c *Cache) grew(ctx context.Context, entries ...entry) {
 // wasRead tells the quota that key was read.
 func (c *Cache) wasRead(key string) {
 	if c.tx == nil {
-		c.quota.read(key)
+		c.of(key).quota.read(key)
 	}
 }
 

@@ -64,7 +64,7 @@ func TestTheReadmesSQLRuns(t *testing.T) {
 
 // What the commands do is tested where they are; here, that they are there.
 func TestTheReadmesCommandsAreThere(t *testing.T) {
-	commands := regexp.MustCompile(`(?m)^(?:go run )?((?:\./)?(?:scripts|cmd)/\S+)`)
+	commands := regexp.MustCompile(`(?m)^(?:go run )?(?:\./|github\.com/fastpgcache/fastpgcache/)?((?:scripts|cmd)/[^\s@]+)`)
 	for _, block := range blocks(t, "sh") {
 		for _, m := range commands.FindAllStringSubmatch(block, -1) {
 			info, err := os.Stat(m[1])
@@ -80,7 +80,7 @@ func TestTheReadmesLinksLeadSomewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range append(files, "README.md") {
+	for _, file := range append(files, "README.md", "CONTRIBUTING.md") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

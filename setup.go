@@ -22,9 +22,9 @@ type SetupConfig struct {
 	// Defaults to "public".
 	Schema string
 
-	// Grantee is the role that may use the cache, each login that is a member of
-	// it confined to its own entries; "public" is every role, "none" nobody.
-	// Defaults to who may already, on the first set-up to "public".
+	// Grantee is the role that may use the cache: each login that is a member of it,
+	// confined to its own entries. "public" is every role, "none" nobody. Defaults to
+	// who may already, on the first set-up to "public".
 	Grantee string
 
 	// Service is the role that may act for any user label, or "none". Defaults to
@@ -56,17 +56,17 @@ const (
 	duplicateFunction = "42723"
 )
 
-// Setup creates the cache's tables, policies and functions, or brings them up to
-// date, in one transaction. Whoever runs it owns them, and as their owner is not
-// confined. It may be run any time, also by many processes at once. What it changes
-// of SetupConfig it tells as a NOTICE.
+// Setup creates the cache's tables, policies and functions, or brings them up to date, in
+// one transaction. Whoever runs it owns them, and as their owner is not confined. It may
+// be run any time, also by many processes at once. What it changes of SetupConfig it tells
+// as a NOTICE. Errors match
 //
-// Errors match ErrInvalidConfig (also where a role does not exist, or nobody would be
-// confined), ErrNotPermitted (also where the schema, or one of the cache's objects,
-// belongs to a role without the rights of this one, which could have anything run with
-// them: the error names the role to set up as), or ErrForeignTable (something else bears
-// the name of one of the cache's tables or functions, or was attached to one; Force does
-// not drop it).
+//   - ErrInvalidConfig, also where a role does not exist, or nobody would be confined
+//   - ErrNotPermitted, also where the schema, or one of the cache's objects, belongs to a
+//     role without the rights of this one: that role could have anything run with them.
+//     The error names the role to set up as
+//   - ErrForeignTable, where something else bears the name of one of the cache's tables or
+//     functions, or was attached to one. Force does not drop it
 func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 	start := time.Now()
 	err := setup(ctx, db, cfg)

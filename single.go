@@ -26,7 +26,7 @@ func newSingle(c *Cache) single {
 	return single{
 		set:    ss.one(c.stamped(setSQL, setStampedSQL)),
 		get:    ss.one(getSQL),
-		aged:   ss.one(getAgedSQL),
+		aged:   ss.one(c.stamped(getAgedSQL, getStampedSQL)),
 		del:    ss.one(deleteSQL),
 		exists: ss.one(existsSQL),
 
@@ -89,13 +89,15 @@ func (c *Cache) writes(ctx context.Context, s *statement, args []any) (n int64, 
 	return int64(len(stamps)), at, err
 }
 
-// Set stores value under key, replacing what is there, for ttl; 0 or NoExpiry
-// keeps it until it is deleted. A string, also of a type of its own, []byte,
-// json.RawMessage or Value is stored byte for byte, anything else as JSON. Errors match
-// ErrInvalidKey, ErrInvalidTTL (also under a millisecond), ErrValueTooLarge (over
-// 256 MiB) or ErrNotPermitted; after any other error, that of ctx included, it is unknown
-// whether the value was stored.
+// Set stores value under key for ttl, and replaces what is there. With a ttl of 0 or
+// NoExpiry it stays until it is deleted. A string, of whatever string type, []byte,
+// json.RawMessage and Value are stored byte for byte, anything else as JSON.
+//
+// Errors match ErrInvalidKey, ErrInvalidTTL (also for less than a millisecond),
+// ErrValueTooLarge (over 256 MiB) or ErrNotPermitted. After any other error, that of ctx
+// included, the value may or may not have been stored.
 func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duration) error {
+	c = c.of(key)
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		err = c.set(ctx, e)
@@ -147,18 +149,22 @@ type lookup struct {
 	large bool // there, but to be fetched by a statement of its own
 	kept  bool // this is an answer from memory, and counted
 
-	// Of an aged lookup that found something.
-	now     float64 // the server's clock, in seconds since 1970
-	expires float64 // likewise; +Inf: never
+	// Of an aged lookup that found something: the server's clock, in seconds since 1970, or
+	// 0 where only the difference was asked for.
+	expires float64 // +Inf: never
+	now     float64
 }
 
-// Get looks key up and, when it is there, fills dest: a *string, or a pointer to a
-// string type of its own, *[]byte, *json.RawMessage or *Value with the stored bytes, an
-// *any with the parsed JSON or, where they are no JSON, the text, and any other pointer
-// by json.Unmarshal. With a nil dest it only tells whether the key is there. A miss is
-// not an error and leaves dest alone; found with an error means a value that does not
-// decode.
+// Get looks key up and fills dest, if it is there. What dest points to says how:
+//
+//   - string, of whatever string type, []byte, json.RawMessage, Value: the stored bytes
+//   - any: the parsed JSON, or the text where it is no JSON
+//   - anything else: by json.Unmarshal
+//
+// With a nil dest it only tells whether the key is there. A miss is not an error and
+// leaves dest alone. Found with an error means a value that does not decode.
 func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		err = checkDest(dest)
 	}
@@ -219,9 +225,19 @@ func (c *Cache) getOne(ctx context.Context, key string) (lookup, error) {
 	return hit, err
 }
 
+// Of two clocks that stand at infinity PostgreSQL before 17 gives no difference, of their
+// seconds it does.
 const getAgedSQL = `
-SELECT value, value_bytes, date_part('epoch'::text, statement_timestamp()),
-  coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8)
+SELECT value, value_bytes,
+  coalesce(date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()), 'Infinity'::float8)
+FROM {schema}.cache
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
+
+// getStampedSQL is getAgedSQL where local answers need the server's clock, too.
+const getStampedSQL = `
+SELECT value, value_bytes,
+  coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8), date_part('epoch'::text, statement_timestamp())
 FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
@@ -275,7 +291,11 @@ func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 	hit, found, err := first(query(ctx, c, c.single.aged, c.args(key), func(rows *sql.Rows) (lookup, error) {
 		hit := lookup{found: true}
 		var value, valueBytes any
-		err := rows.Scan(&value, &valueBytes, &hit.now, &hit.expires)
+		dest := []any{&value, &valueBytes, &hit.expires, &hit.now}
+		if c.cfg.MaxStaleness == 0 {
+			dest = dest[:3]
+		}
+		err := rows.Scan(dest...)
 		hit.value, _ = fromColumns(value, valueBytes)
 		return hit, err
 	}))
@@ -287,6 +307,7 @@ func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 
 // Delete removes key and reports whether it was there.
 func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		deleted, err = c.delete(ctx, key)
 	}
@@ -337,6 +358,7 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		if _, _, says := c.recall(key); says != unknown {
 			return says == present, nil

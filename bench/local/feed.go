@@ -20,12 +20,12 @@ func watchFeed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.stop()
+	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
 	if err := s.fill(ctx, value); err != nil {
 		return err
 	}
-	db, err := sql.Open("postgres", s.pg.DSN("postgres"))
+	db, err := sql.Open("postgres", s.DSN())
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func watchFeed(ctx context.Context) error {
 }
 
 func (s *servers) write(ctx context.Context, db *sql.DB, value string, d time.Duration) (rate float64, err error) {
-	c, err := fastpgcache.Open(s.pg.DSN("postgres"), fastpgcache.Config{DisableCoalescing: true})
+	c, err := fastpgcache.Open(s.DSN(), fastpgcache.Config{DisableCoalescing: true})
 	if err != nil {
 		return 0, err
 	}
@@ -96,7 +96,7 @@ func (s *servers) write(ctx context.Context, db *sql.DB, value string, d time.Du
 		time.Sleep(*staleness / 2)
 		at := time.Now()
 		var n int
-		err := db.QueryRowContext(ctx, `SELECT count(*) FROM cache_change f, unnest(f.keys) k WHERE f.user_id = current_user AND f.xid >= $1`, xmax).Scan(&n)
+		err := db.QueryRowContext(ctx, `SELECT count(*) FROM cache_change f, unnest(f.keys::text[]) k WHERE f.user_id = current_user AND f.xid >= $1`, xmax).Scan(&n)
 		if err != nil {
 			break
 		}

@@ -85,8 +85,8 @@ func (s *Servers) Stop() error {
 	return s.pg.Stop()
 }
 
-// dsn is how to reach PostgreSQL.
-func (s *Servers) dsn() string {
+// DSN is how to reach PostgreSQL, through a proxy if Postgres is its address.
+func (s *Servers) DSN() string {
 	host, port, _ := net.SplitHostPort(s.Postgres)
 	return fmt.Sprintf("%s host=%s port=%s", s.postgresLogin, host, port)
 }
@@ -101,9 +101,9 @@ func (s *Servers) Open(ctx context.Context, name string, pool int) (*System, err
 	switch name {
 	case "fastpgcache-pq", "fastpgcache-pgx", "unmerged-pq":
 		cfg := fastpgcache.Config{DisableCoalescing: name == "unmerged-pq"}
-		driver, dsn := "postgres", s.dsn()+" binary_parameters=yes"
+		driver, dsn := "postgres", s.DSN()+" binary_parameters=yes"
 		if name == "fastpgcache-pgx" {
-			driver, dsn = "pgx", s.dsn()
+			driver, dsn = "pgx", s.DSN()
 		}
 		db, err := openPool(driver, dsn, conns)
 		if err != nil {
@@ -124,7 +124,7 @@ func (s *Servers) Open(ctx context.Context, name string, pool int) (*System, err
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
 		sys.Close = func() { c.Close(); db.Close() }
 	case "prepared-pq":
-		db, err := openPool("postgres", s.dsn()+" binary_parameters=yes", conns)
+		db, err := openPool("postgres", s.DSN()+" binary_parameters=yes", conns)
 		if err != nil {
 			return nil, err
 		}
@@ -221,7 +221,7 @@ func processCPU(pid int) time.Duration {
 
 // Fill sets PostgreSQL up and stores so many keys in both servers.
 func (s *Servers) Fill(ctx context.Context, keys int, value string) error {
-	db, err := sql.Open("postgres", s.dsn())
+	db, err := sql.Open("postgres", s.DSN())
 	if err != nil {
 		return err
 	}
