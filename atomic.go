@@ -18,6 +18,7 @@ func newAtomics(c *Cache) atomics {
 // reports whether it did: of any number of concurrent callers exactly one. Errors
 // are those of Set.
 func (c *Cache) Add(ctx context.Context, key string, value any, ttl time.Duration) (added bool, err error) {
+	c = c.of(key)
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		added, err = c.add(ctx, e)
@@ -54,12 +55,13 @@ func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
 // the sum. A key that is not there starts from 0 and lives for ttl; one that is
 // there keeps its TTL. The number is stored as text, as Set stores an int.
 //
-// The error matches ErrNotInteger, and nothing is changed, where the value is no
-// 64-bit integer in its shortest decimal form ("5" and "-5", but not "+5", "05",
-// "-0", " 5" or "5.0", the same as Redis has it) or the sum would not be one; a
-// transaction goes on. Other errors are those of Set; after one of unknown outcome
-// a second call may count twice.
+// Where the value is no 64-bit integer in its shortest decimal form, or the sum would be
+// none, the error matches ErrNotInteger and nothing is changed; a transaction goes on.
+// "5" and "-5" are such integers, "+5", "05", "-0", " 5" and "5.0" are not, the same as in
+// Redis. Other errors are those of Set. After one that leaves the outcome open, a second
+// call may count twice.
 func (c *Cache) Increment(ctx context.Context, key string, delta int64, ttl time.Duration) (sum int64, err error) {
+	c = c.of(key)
 	micros, err := storeTTL(ttl)
 	if err == nil {
 		err = checkKey(key)
@@ -108,6 +110,7 @@ func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) 
 // Take removes key and returns what was there: to exactly one of any number of
 // concurrent callers.
 func (c *Cache) Take(ctx context.Context, key string) (v Value, found bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		v, found, err = c.take(ctx, key)
 	}

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-	"unsafe"
 )
 
 // batches is the operations on many keys, and what merged calls become.
@@ -277,17 +275,9 @@ func (c *Cache) deleteSorted(ctx context.Context, keys []string) (deleted, again
 	return deleted, again, err
 }
 
-// Bounds of one statement of SetMany, GetMany and DeleteMany, and of the entries that
-// SetMany encodes once; what is beyond is encoded for the check, and again when sent.
-const (
-	chunkKeys    = 1000
-	chunkBytes   = 4 << 20
-	maxHeldBytes = 32 << 20
-	entryBytes   = int(unsafe.Sizeof(entry{})) // beside its value
-)
-
 // GetMany looks keys up, in statements of at most 1,000, and returns those that are
-// there. Keys may repeat. The error names the first key that is not valid.
+// there. Keys may repeat. The error names the first key that is not valid; with any other
+// error come those that were found nonetheless.
 func (c *Cache) GetMany(ctx context.Context, keys []string) (map[string]Value, error) {
 	values, err := c.getMany(ctx, keys)
 	return values, c.fail(ctx, "get many", err)
@@ -297,6 +287,24 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 	if err := checkKeys(keys); err != nil {
 		return nil, err
 	}
+	found, err := gather(ctx, c, keys, func(c *Cache, keys []string) (map[string]Value, error) { return c.lookUp(ctx, keys) })
+	return union(found), err
+}
+
+// union makes one map of several, the only one if there is one.
+func union[V any](all []map[string]V) map[string]V {
+	if len(all) == 1 && all[0] != nil {
+		return all[0]
+	}
+	whole := make(map[string]V)
+	for _, part := range all {
+		maps.Copy(whole, part)
+	}
+	return whole
+}
+
+// lookUp is getMany for valid keys of one database.
+func (c *Cache) lookUp(ctx context.Context, keys []string) (map[string]Value, error) {
 	values := make(map[string]Value, len(keys))
 	one, batch := c.getOne, c.getBatch
 	if c.local != nil && c.tx == nil {
@@ -312,14 +320,14 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 	for chunk := range slices.Chunk(keys, chunkKeys) {
 		results, err := batch(ctx, chunk)
 		if err != nil {
-			return nil, err
+			return values, err
 		}
 		for i, hit := range results {
 			c.stats.lookup(hit.found)
 			c.answered(chunk[i], hit.found, nil)
 			if hit.large {
 				if hit, err = one(ctx, chunk[i]); err != nil {
-					return nil, err
+					return values, err
 				}
 			}
 			if hit.found {
@@ -345,7 +353,13 @@ func (c *Cache) deleteMany(ctx context.Context, keys []string) (deleted int, err
 	}
 	_, unique := distinct(keys)
 	slices.Sort(unique)
-	for chunk := range slices.Chunk(unique, chunkKeys) {
+	counts, err := gather(ctx, c, unique, func(c *Cache, keys []string) (int, error) { return c.deleteChunks(ctx, keys) })
+	return sum(counts), err
+}
+
+// deleteChunks deletes keys of one database, in their order.
+func (c *Cache) deleteChunks(ctx context.Context, keys []string) (deleted int, err error) {
+	for chunk := range slices.Chunk(keys, chunkKeys) {
 		results, err := c.deleteBatch(ctx, chunk)
 		if err != nil {
 			return deleted, err
@@ -357,115 +371,6 @@ func (c *Cache) deleteMany(ctx context.Context, keys []string) (deleted int, err
 		}
 	}
 	return deleted, nil
-}
-
-// SetMany stores every item for ttl, as Set does, or, if it fails, none. It is one
-// transaction of statements of at most 1,000 items; beside items it holds their
-// keys, sorted, and some 32 MiB of encoded values. The error names the first key
-// that is not valid, or whose value is not; then nothing was sent.
-func (c *Cache) SetMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
-	err := c.setMany(ctx, items, ttl)
-	if err == nil {
-		c.stats.sets.Add(int64(len(items)))
-	}
-	return c.fail(ctx, "set many", err)
-}
-
-func (c *Cache) setMany(ctx context.Context, items map[string]any, ttl time.Duration) error {
-	micros, err := storeTTL(ttl)
-	if err != nil {
-		return err
-	}
-	keys := slices.Sorted(maps.Keys(items))
-	if err := checkKeys(keys); err != nil || len(keys) == 0 {
-		return err
-	}
-	var first [][]entry // chunks, as many as may be held
-	later := keys       // those of the others, which are encoded again
-	for rest, bytes := keys, 0; len(rest) > 0; {
-		entries, size, err := encodeChunk(rest, items, micros)
-		if err != nil {
-			return err
-		}
-		rest = rest[len(entries):]
-		if bytes += size; bytes <= maxHeldBytes {
-			first, later = append(first, entries), rest
-		}
-	}
-	if len(first) == 1 && len(later) == 0 {
-		return c.setSorted(ctx, first[0])
-	}
-	store := func(c *Cache) error {
-		for _, entries := range first {
-			if err := c.setSorted(ctx, entries); err != nil {
-				return err
-			}
-		}
-		for rest := later; len(rest) > 0; {
-			entries, _, err := encodeChunk(rest, items, micros)
-			if err == nil {
-				err = c.setSorted(ctx, entries)
-			}
-			if err != nil {
-				return err
-			}
-			rest = rest[len(entries):]
-		}
-		return nil
-	}
-	w := c.write(keys...)
-	defer w.done()
-	return c.transact(ctx, store)
-}
-
-// transact runs f in a transaction, on the caller's goroutine: f may read what belongs to
-// the caller. Where that is one of its own, each step ends with ctx, and with ctx the
-// transaction; and f runs again when the server undid it in favour of concurrent ones.
-func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
-	if c.tx != nil {
-		return f(c)
-	}
-	for attempt := 1; ; attempt++ {
-		err := c.transactOnce(ctx, f)
-		if err == nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
-			return err
-		}
-	}
-}
-
-func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
-	for _, s := range []*statement{c.batches.set, c.batches.del} { // the transaction cannot prepare them
-		if _, err := await(ctx, c, func() (*sql.Stmt, error) { return c.prepared(ctx, s) }); err != nil {
-			return err
-		}
-	}
-	tx, err := await(ctx, c, func() (*sql.Tx, error) { return c.db.BeginTx(ctx, nil) })
-	if err != nil {
-		return err
-	}
-	if err := f(c.WithTx(tx)); err != nil {
-		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
-		return err
-	}
-	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })
-	return err
-}
-
-// encodeChunk encodes the items of the first keys, as many as make a statement.
-func encodeChunk(keys []string, items map[string]any, micros int64) (entries []entry, bytes int, err error) {
-	entries = make([]entry, 0, min(len(keys), chunkKeys))
-	for _, key := range keys {
-		if len(entries) == chunkKeys || bytes >= chunkBytes {
-			break
-		}
-		v, err := encode(items[key])
-		if err != nil {
-			return nil, 0, fmt.Errorf("key %s: %w", shorten(key), err)
-		}
-		entries = append(entries, entry{key, v, micros})
-		bytes += entryBytes + v.len()
-	}
-	return entries, bytes, nil
 }
 
 // checkKeys names the first key that is not valid.

@@ -26,6 +26,11 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, pqText, pqBinary)
 }
 
+func TestConformanceOfShards(t *testing.T) {
+	t.Parallel()
+	conformance.RunSharded(t, pqBinary)
+}
+
 func TestProcesses(t *testing.T) { conformance.RunProcesses(t, pqBinary) }
 
 func TestChildProcess(t *testing.T) { conformance.Child(t, pqBinary) }

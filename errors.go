@@ -77,6 +77,16 @@ func (c *core) fail(ctx context.Context, op string, err error) error {
 		return nil
 	}
 	c.stats.errors.Add(1)
+	return prefixed(op, c.described(ctx, err))
+}
+
+// described is err with the sentinels that it matches, in words that help. That of a
+// shard names it. It is done once, however many layers err passes.
+func (c *core) described(ctx context.Context, err error) error {
+	var done *shardError
+	if errors.As(err, &done) {
+		return err
+	}
 	if p, ok := err.(prefixedError); ok { // the Connector's, through database/sql
 		err = p.err
 	}
@@ -85,12 +95,14 @@ func (c *core) fail(ctx context.Context, op string, err error) error {
 		err = fmt.Errorf("%w: %w", ctxErr, err)
 	}
 	if explained := c.explain(err); explained != nil {
-		return prefixed(op, explained)
-	}
-	if c.ended() && !errors.Is(err, ErrClosed) {
+		err = explained
+	} else if c.ended() && !errors.Is(err, ErrClosed) {
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
-	return prefixed(op, err)
+	if c.name.Load() != nil {
+		err = &shardError{c, err}
+	}
+	return err
 }
 
 // explain wraps a server's error in the sentinel that it matches, or in words that help,

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -23,23 +24,22 @@ type Config struct {
 	// server enforces that. Defaults to the connection's role (current_user).
 	User string
 
-	// MaxStaleness is how old an answer may be that is given from memory, hit or miss,
-	// without asking the database. Get, GetMany, Exists, TTL and GetOrSet then give such
-	// answers, each of which was true at some moment within the last MaxStaleness. This
-	// Cache's own completed writes are visible to it at once; what another process wrote
-	// a moment ago may be missed. No value outlives its TTL. Every connection of the pool
-	// must have the same current_user, and one primary server stand behind it. Defaults
-	// to 0: every answer asks the database.
+	// MaxStaleness lets Get, GetMany, Exists, TTL, GetOrSet and its kin answer from
+	// memory, hits and misses. Each such answer was true at some moment within the last
+	// MaxStaleness. This Cache's own completed writes are visible to it at once; what
+	// another process has just written may be missed. No value outlives its TTL. Every
+	// connection of the pool must have the same current_user and lead to one primary
+	// server. Defaults to 0: every answer asks the database.
 	MaxStaleness time.Duration
 
-	// LocalBytes is how much memory the values may take that are kept for such answers.
-	// A value that takes more than a 64th of it is not kept. Defaults to 64 MiB;
-	// negative: none are kept, and only misses are answered from memory.
+	// LocalBytes bounds the memory of values that are kept for such answers. A value
+	// over a 64th of it is not kept. If negative, none are kept, and only misses are
+	// answered from memory. Defaults to 64 MiB.
 	LocalBytes int
 
-	// CleanupInterval is how often expired entries, of every user, are removed in
-	// the background, from New to Close. Processes with the same interval share
-	// the work. Defaults to 0: never.
+	// CleanupInterval is how often expired entries are removed in the background, from
+	// New to Close: those that Cleanup would remove. Processes of one user share the
+	// work. Defaults to 0: never.
 	CleanupInterval time.Duration
 
 	// DisableCoalescing makes each call a statement of its own instead of merging
@@ -95,11 +95,12 @@ func checkIdentifier(field, name string) error {
 	return nil
 }
 
-// Cache is a cache in one PostgreSQL database, seen as one user. It is safe for
-// concurrent use.
+// Cache is a cache in one PostgreSQL database, or spread over several by NewSharded, seen
+// as one user. It is safe for concurrent use.
 type Cache struct {
 	*core
-	tx *transaction // where every statement runs, if made by WithTx; else nil
+	tx     *transaction // where every statement runs, if made by WithTx; else nil
+	shards *shards      // what it is made of; nil where it is one
 }
 
 // core is what a Cache shares with those that its WithTx returns.
@@ -111,6 +112,7 @@ type core struct {
 	pq    bool // the driver is lib/pq
 	cfg   Config
 	stats counters
+	name  atomic.Pointer[string] // as a shard; nil: it is none
 
 	statements *statements
 	health     *statement
@@ -199,7 +201,7 @@ func OpenConnector(connector driver.Connector, cfg Config) (*Cache, error) {
 	return c, nil
 }
 
-// DB returns the pool that the cache runs on.
+// DB returns the pool that the cache runs on, nil for shards that are not all over one.
 func (c *Cache) DB() *sql.DB { return c.db }
 
 const pingSQL = `
@@ -212,28 +214,37 @@ FULL JOIN (SELECT FROM {schema}.cache_change WHERE user_id = {user} AND xid = 0:
 RIGHT JOIN (SELECT) one ON true`
 
 // Ping tells whether the cache is set up and this login may use it. The error matches
-// ErrNotSetUp, ErrNotPermitted (also where the login may not act for Config.User), or is
-// the driver's.
+// ErrNotSetUp or ErrNotPermitted, or is the driver's. ErrNotPermitted is also for a login
+// that may not act for Config.User.
 func (c *Cache) Ping(ctx context.Context) error {
+	_, err := everywhere(ctx, c, func(c *Cache) (struct{}, error) { return struct{}{}, c.ping(ctx) })
+	return c.fail(ctx, "ping", err)
+}
+
+func (c *Cache) ping(ctx context.Context) error {
 	may, _, err := first(query(ctx, c, c.health, c.args(pq.QuoteIdentifier(c.cfg.schema())+".cache"), func(rows *sql.Rows) (may bool, err error) {
 		return may, rows.Scan(&may)
 	}))
 	if err == nil && !may {
 		err = fmt.Errorf("%w: this login may not act for user %q", ErrNotPermitted, c.cfg.User)
 	}
-	return c.fail(ctx, "ping", err)
+	return err
 }
 
-// Close stops background work and waits for it, the loaders of GetOrSet included,
-// whose ctx it ends, but for 5 seconds at most: then it returns an error, and what goes
-// on finds the cache closed. It releases the prepared statements, and closes the pool if
-// the cache owns it. Operations after it fail with ErrClosed; further calls do nothing,
-// as on a cache that WithTx returned. Neither a loader nor Config.OnError may call it.
+// Close stops background work and waits for it, for at most 5 seconds. Loaders of
+// GetOrSet are such work: their ctx ends. If something goes on for longer, Close returns
+// an error. It releases the prepared statements, and closes the pool if the cache owns
+// it. Operations after it fail with ErrClosed. Further calls do nothing, and so does
+// Close on a cache that WithTx returned. Neither a loader nor Config.OnError may call it.
 func (c *Cache) Close() error {
 	if c.tx != nil || !c.close() {
 		return nil
 	}
 	err := c.wait()
+	if c.shards != nil {
+		_, failed := everywhere(context.Background(), c, func(c *Cache) (struct{}, error) { return struct{}{}, c.Close() })
+		err = errors.Join(err, failed)
+	}
 	c.statements.close()
 	if c.owned {
 		err = errors.Join(err, c.db.Close())
@@ -244,13 +255,13 @@ func (c *Cache) Close() error {
 	return nil
 }
 
-// WithTx returns a cache whose operations run inside tx, seen by others when tx
-// commits and gone when it rolls back. tx may be of any pool on the same database. An
-// error that the server reports aborts tx, as any statement's would. Like tx it is for
-// one goroutine at a time; it lives as long as tx and needs no Close. With a nil tx every
-// operation is an error.
+// WithTx returns a cache whose operations run inside tx. Others see what they did when
+// tx commits; it is gone when tx rolls back. tx may be of any pool on the same database.
+// An error that the server reports aborts tx, as any statement's would. Like tx, the
+// cache is for one goroutine at a time. It lives as long as tx and needs no Close. With
+// a nil tx every operation is an error.
 func (c *Cache) WithTx(tx *sql.Tx) *Cache {
-	return &Cache{core: c.core, tx: newTransaction(tx, c.db)}
+	return c.in(newTransaction(tx, c.db))
 }
 
 // coalesces reports whether concurrent calls are merged.

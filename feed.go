@@ -245,7 +245,7 @@ func (f *feed) pace(took time.Duration, keys int) {
 // are converted: somebody might have made an operator that fits better.
 const newsSQL = `
 SELECT key, xid, NULL::text AS token, NULL::text AS snapshot, NULL::float8 AS now, NULL::text AS trimmed FROM (
-  SELECT k.key, f.xid FROM {schema}.cache_change f LEFT JOIN LATERAL unnest(f.keys) k(key) ON true
+  SELECT k.key, f.xid FROM {schema}.cache_change f LEFT JOIN LATERAL unnest(f.keys::text[]) k(key) ON true
   WHERE f.user_id = {user} AND f.xid >= $1::bigint AND f.xid < txid_snapshot_xmax(txid_current_snapshot())
     AND (octet_length(k.key) <= 1024) IS NOT FALSE
   ORDER BY f.user_id, f.xid LIMIT (SELECT 50000)) later
@@ -255,7 +255,7 @@ SELECT key, xid, NULL, NULL, NULL, NULL FROM (
   FROM (SELECT xid FROM unnest(string_to_array($2::text, ','::text)::bigint[]) x(xid)
     WHERE txid_visible_in_snapshot(xid, txid_current_snapshot()) OFFSET 0) ended,
   LATERAL (
-    SELECT k.key, f.xid FROM {schema}.cache_change f LEFT JOIN LATERAL unnest(f.keys) k(key) ON true
+    SELECT k.key, f.xid FROM {schema}.cache_change f LEFT JOIN LATERAL unnest(f.keys::text[]) k(key) ON true
     WHERE f.user_id = {user} AND f.xid BETWEEN ended.xid AND ended.xid
       AND (octet_length(k.key) <= 1024) IS NOT FALSE
     ORDER BY f.user_id, f.xid LIMIT (SELECT 50000)) c

@@ -123,8 +123,8 @@ func TestWithoutMaxStalenessNothingIsFiltered(t *testing.T) {
 	c := openCache(t, dsn, Config{})
 	wantMiss(t, c, "missing")
 	wantMiss(t, c, "missing")
-	if got, want := c.Stats(), (Stats{Misses: 2, Statements: 2, Keys: 2}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
+	if got := c.Stats(); got.Misses != 2 || got.Statements != 2 || got.FilterAnswers != 0 || got.Local != (LocalStats{}) {
+		t.Errorf("got %+v, want 2 misses by 2 statements", got)
 	}
 }
 

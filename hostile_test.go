@@ -172,7 +172,8 @@ func TestHostileAttachmentsAreRefused(t *testing.T) {
 			"a generated":      `ALTER TABLE cache ADD g text GENERATED ALWAYS AS (s.spring(key)) STORED`,
 			"an identity":      `ALTER TABLE cache ADD g bigint GENERATED ALWAYS AS IDENTITY`,
 			"a check":          `ALTER TABLE cache ADD CHECK (s.spring())`,
-			"a weaker check":   `ALTER TABLE cache DROP CONSTRAINT IF EXISTS cache_one_value, ADD CONSTRAINT cache_one_value CHECK (s.spring())`,
+			"a weaker domain":  `ALTER DOMAIN cache_keys DROP CONSTRAINT cache_keys_bounded; ALTER DOMAIN cache_keys ADD CONSTRAINT cache_keys_bounded CHECK (s.spring() IS NULL)`,
+			"another domain":   `CREATE DOMAIN cache_keys AS text[] DEFAULT ARRAY[s.spring('')]`,
 			"a trigger":        `CREATE TRIGGER t BEFORE UPDATE ON cache FOR EACH ROW EXECUTE FUNCTION s.springs()`,
 			"a rule":           `CREATE RULE r AS ON INSERT TO cache DO ALSO SELECT s.spring()`,
 			"a policy":         `CREATE POLICY p ON cache USING (s.spring())`,
@@ -191,7 +192,7 @@ func TestHostileAttachmentsAreRefused(t *testing.T) {
 			if ours && (name == "a type" || name == "a domain" || name == "a lacking column") { // a trigger keeps it from that
 				continue
 			}
-			if before := name == "a lease's" || name == "a limit's"; ours && before || !ours && (name == "a limit's rule" || name == "a feed's") {
+			if before := name == "a lease's" || name == "a limit's" || name == "another domain"; ours && before || !ours && (name == "a limit's rule" || name == "a feed's" || name == "a weaker domain") {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s, ours %t", name, ours), func(t *testing.T) {

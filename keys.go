@@ -19,12 +19,12 @@ func newWalks(c *Cache) walks {
 }
 
 // Keys walks over this user's keys that begin with prefix, in the order of their
-// bytes; an empty prefix means all of them. No character of it is special. A key
-// that lives throughout the walk comes exactly once, one that comes or goes
-// meanwhile at most once. Between the pages that it reads, of 5,000 keys, it holds
-// neither connection nor snapshot: the loop may take its time, use the cache, and
-// break. An error comes with an empty key, and is the last; it matches ErrInvalidKey
-// for a prefix that no key can have.
+// bytes. An empty prefix means all of them; no character is special. A key that lives
+// throughout the walk comes exactly once, one that comes or goes meanwhile at most once.
+//
+// Keys reads pages of 5,000 keys. Between them it holds neither connection nor snapshot:
+// the loop may take its time, use the cache, and break. An error comes with an empty
+// key, and is the last. It matches ErrInvalidKey for a prefix that no key can have.
 func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if prefix != "" {
@@ -33,10 +33,21 @@ func (c *Cache) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 				return
 			}
 		}
+		for key, err := range c.merged(ctx, func(c *Cache) iter.Seq2[string, error] { return c.walk(ctx, prefix) }) {
+			if !yield(key, c.fail(ctx, "keys", err)) {
+				return
+			}
+		}
+	}
+}
+
+// walk is Keys, but for the form of its errors.
+func (c *Cache) walk(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
 		for after := ""; ; {
 			page, err := query(ctx, c, c.walks.keys, c.args(prefix, after, prefix+beyondKeys), scanKey)
 			if err != nil {
-				yield("", c.fail(ctx, "keys", err))
+				yield("", err)
 				return
 			}
 			for _, after = range page {
@@ -66,17 +77,17 @@ ORDER BY user_id, key LIMIT (SELECT 5000)`
 var beyondKeys = strings.Repeat(string(unicode.MaxRune), maxKeyBytes/utf8.UTFMax+1)
 
 // Clear removes this user's entries, and nobody else's, and returns how many there
-// were; expired ones go, too, but do not count. It works in short statements of
-// 2,000 entries each, so it holds nobody up, and entries that are written meanwhile
-// may stay. When it fails, removed counts what was removed until then.
+// were. Expired ones go, too, but do not count. Each statement removes 2,000 at most, so
+// that nobody is held up. Entries that are written meanwhile may stay. When it fails,
+// removed counts what was removed until then.
 func (c *Cache) Clear(ctx context.Context) (removed int, err error) {
 	removed, err = c.removePrefix(ctx, "")
 	return removed, c.fail(ctx, "clear", err)
 }
 
-// DeletePrefix removes this user's entries whose keys begin with prefix, of which no
-// character is special, and returns how many there were, in the manner of Clear. What
-// was being loaded under such a key is not stored. With an empty prefix, or one that no
+// DeletePrefix removes this user's entries whose keys begin with prefix, as Clear
+// removes all, and returns how many there were. No character of prefix is special. What
+// is being loaded under such a key is not stored. With an empty prefix, or one that no
 // key can have, the error matches ErrInvalidKey.
 func (c *Cache) DeletePrefix(ctx context.Context, prefix string) (deleted int, err error) {
 	if err = checkKey(prefix); err != nil {
@@ -87,9 +98,14 @@ func (c *Cache) DeletePrefix(ctx context.Context, prefix string) (deleted int, e
 	return deleted, c.fail(ctx, "delete prefix", err)
 }
 
-// removePrefix removes the leases first, so that what is being loaded is not stored
-// behind us.
 func (c *Cache) removePrefix(ctx context.Context, prefix string) (removed int, err error) {
+	counts, err := everywhere(ctx, c, func(c *Cache) (int, error) { return c.removeAll(ctx, prefix) })
+	return sum(counts), err
+}
+
+// removeAll removes the leases first, so that what is being loaded is not stored
+// behind us.
+func (c *Cache) removeAll(ctx context.Context, prefix string) (removed int, err error) {
 	w := c.writeAll()
 	defer w.done()
 	_, err = c.exec(ctx, c.walks.clearLeases, c.args(prefix, prefix+beyondKeys)...)

@@ -27,7 +27,17 @@ func (c *Cache) newLease(op string) *lease {
 	return &lease{cache: c, op: op, holder: rand.Text(), keys: make(map[string]bool)}
 }
 
-func (l *lease) sorted() textArray { return slices.Sorted(maps.Keys(l.keys)) }
+// held returns the keys whose lease we have.
+func (l *lease) held() []string {
+	var held []string
+	for key, ours := range l.keys {
+		if ours {
+			held = append(held, key)
+		}
+	}
+	slices.Sort(held)
+	return held
+}
 
 // An absence that is remembered is an entry that expired for ever ago, with the end of
 // the absence as its value, in seconds since 1970: so every write replaces it, and
@@ -53,21 +63,24 @@ RETURNING key`
 // not remembered. A lease that ends later than any can was given before the server's
 // clock was set back: it is over.
 func (l *lease) acquire(ctx context.Context, keys []string) error {
-	c := l.cache
-	sorted := textArray(slices.Sorted(slices.Values(keys)))
-	held, err := query(ctx, c, c.loads.acquire, c.args(sorted, l.holder, c.loads.leaseFor.Microseconds()),
-		func(rows *sql.Rows) (key string, err error) { return key, rows.Scan(&key) })
-	if err != nil {
-		for _, key := range keys {
+	held, err := gather(ctx, l.cache, keys, func(c *Cache, keys []string) ([]string, error) {
+		sorted := textArray(slices.Sorted(slices.Values(keys)))
+		return query(ctx, c, c.loads.acquire, c.args(sorted, l.holder, l.micros()), scanKey)
+	})
+	for _, key := range keys {
+		if l.cache.blames(err, key) {
 			l.keys[key] = false
 		}
-		return err
 	}
-	for _, key := range held {
-		l.keys[key] = true
+	for _, keys := range held {
+		for _, key := range keys {
+			l.keys[key] = true
+		}
 	}
-	return nil
+	return err
 }
+
+func (l *lease) micros() int64 { return l.cache.loads.leaseFor.Microseconds() }
 
 const renewSQL = `
 WITH locked AS MATERIALIZED (
@@ -82,7 +95,7 @@ FROM locked WHERE l.ctid = locked.tid`
 func (l *lease) keep(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
-	keys := l.sorted()
+	keys := l.held()
 	l.cache.run(func() {
 		defer close(ended)
 		l.renew(ctx, keys)
@@ -93,16 +106,19 @@ func (l *lease) keep(ctx context.Context) (stop func()) {
 	}
 }
 
-func (l *lease) renew(ctx context.Context, keys textArray) {
+func (l *lease) renew(ctx context.Context, keys []string) {
 	c := l.cache
 	for sleep(ctx, c.loads.leaseFor/3) {
 		renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
-		n, err := c.exec(renewing, c.loads.renew, c.args(keys, l.holder, c.loads.leaseFor.Microseconds())...)
+		renewed, err := gather(renewing, c, keys, func(c *Cache, keys []string) (int, error) {
+			n, err := c.exec(renewing, c.loads.renew, c.args(textArray(keys), l.holder, l.micros())...)
+			return int(n), err
+		})
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			c.report(l.op, err)
 		}
-		if err == nil && n == 0 {
+		if err == nil && sum(renewed) == 0 {
 			return
 		}
 	}
@@ -125,17 +141,24 @@ func (l *lease) release(ctx context.Context) (intact bool) {
 	if len(l.keys) == 0 {
 		return true
 	}
-	c := l.cache
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.loads.leaseFor)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cache.loads.leaseFor)
 	defer cancel()
-	keys := l.sorted()
+	keys := slices.Sorted(maps.Keys(l.keys))
 	clear(l.keys)
-	result, err := c.db.ExecContext(ctx, c.loads.release.text, c.args(keys, l.holder)...)
-	if err != nil {
-		return false
-	}
-	n, err := result.RowsAffected()
-	return err == nil && n == int64(len(keys))
+	return l.end(ctx, keys) == len(keys)
+}
+
+// end ends the leases of keys, and returns how many were still there.
+func (l *lease) end(ctx context.Context, keys []string) int {
+	ended, _ := gather(ctx, l.cache, keys, func(c *Cache, keys []string) (int, error) {
+		result, err := c.db.ExecContext(ctx, c.loads.release.text, c.args(textArray(keys), l.holder)...)
+		if err != nil {
+			return 0, err
+		}
+		n, err := result.RowsAffected()
+		return int(n), err
+	})
+	return sum(ended)
 }
 
 const lookSQL = `
@@ -155,6 +178,12 @@ type row struct {
 
 // look returns what the table has of keys, live or expired.
 func (c *Cache) look(ctx context.Context, keys []string) (map[string]row, error) {
+	seen, err := gather(ctx, c, keys, func(c *Cache, keys []string) (map[string]row, error) { return c.lookAt(ctx, keys) })
+	return union(seen), err
+}
+
+// lookAt is look in one database.
+func (c *Cache) lookAt(ctx context.Context, keys []string) (map[string]row, error) {
 	tickets := c.tickets(keys...)
 	rows, err := query(ctx, c, c.loads.look, c.args(textArray(keys)), func(rows *sql.Rows) (r row, err error) {
 		var value, valueBytes any
@@ -206,55 +235,80 @@ FROM lease LEFT JOIN stored ON stored.key = lease.key`
 
 // store ends the lease, and stores those of loaded whose part of the lease was still
 // there, and which nobody has changed since seen. It returns the keys whose lease was
-// there, with true for those it stored; nil if it failed.
-func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
-	intact := make(map[string]bool, len(l.keys))
-	if len(loaded) == 0 {
-		keys := l.sorted()
-		if l.release(ctx) {
-			for _, key := range keys {
-				intact[key] = false
-			}
-		}
-		return intact, nil
-	}
+// there, with true for those it stored, and, where it did not fail, those of loaded that
+// were lost to somebody's change.
+func (l *lease) store(ctx context.Context, loaded map[string]entry, seen map[string]row) (intact map[string]bool, lost []string, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cache.loads.leaseFor)
 	defer cancel()
-	entries := make([]entry, 0, len(loaded))
-	for _, key := range slices.Sorted(maps.Keys(loaded)) {
-		entries = append(entries, loaded[key])
+	held := l.held()
+	ended, err := gather(ctx, l.cache, held, func(c *Cache, keys []string) (map[string]bool, error) {
+		return l.storeOn(ctx, c, keys, loaded, seen)
+	})
+	intact = union(ended)
+	for _, key := range held {
+		if l.cache.blames(err, key) {
+			continue
+		}
+		delete(l.keys, key)
+		if _, ok := loaded[key]; ok && !intact[key] {
+			lost = append(lost, key)
+		}
+	}
+	return intact, lost, err
+}
+
+// storeOn is store for the part of the lease that c has, of keys.
+func (l *lease) storeOn(ctx context.Context, c *Cache, keys []string, loaded map[string]entry, seen map[string]row) (map[string]bool, error) {
+	intact := make(map[string]bool, len(keys))
+	keys = slices.Clone(keys)
+	var entries []entry
+	for _, key := range keys {
+		if e, ok := loaded[key]; ok {
+			entries = append(entries, e)
+		}
+	}
+	if len(entries) == 0 && l.end(ctx, keys) == len(keys) {
+		for _, key := range keys {
+			intact[key] = false
+		}
 	}
 	for len(entries) > 0 {
 		part := chunk(entries)
 		entries = entries[len(part):]
-		ended, err := l.storePart(ctx, part, seen, len(entries) == 0)
+		ending := keys // what is left of them
+		if len(entries) > 0 {
+			ending = entryKeys(part)
+		}
+		ended, err := l.storePart(ctx, c, part, ending, seen)
 		if err != nil {
 			return nil, err
 		}
 		maps.Copy(intact, ended)
+		keys = slices.DeleteFunc(keys, func(key string) bool { _, found := slices.BinarySearch(ending, key); return found })
 	}
 	return intact, nil
 }
 
-// storePart stores entries, which are in key order, and ends their part of the lease, or
-// with last all of it.
-func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]row, last bool) (map[string]bool, error) {
-	c := l.cache
-	keys := make(textArray, len(entries))
-	versions := textArray{}
-	plain := true
+func entryKeys(entries []entry) []string {
+	keys := make([]string, len(entries))
 	for i, e := range entries {
 		keys[i] = e.key
+	}
+	return keys
+}
+
+// storePart stores entries, and ends the leases of ending, both in key order.
+func (l *lease) storePart(ctx context.Context, c *Cache, entries []entry, ending []string, seen map[string]row) (map[string]bool, error) {
+	keys := entryKeys(entries)
+	versions := textArray{}
+	plain := true
+	for _, e := range entries {
 		plain = plain && !e.absent()
 		if r, ok := seen[e.key]; ok {
 			versions = append(versions, r.version)
 		}
 	}
 	slices.Sort(versions)
-	leases := keys
-	if last {
-		leases = l.sorted()
-	}
 	w := c.write(keys...)
 	defer w.done()
 	type ended struct {
@@ -262,7 +316,7 @@ func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]
 		stored bool
 		at     stamp
 	}
-	rows, err := query(ctx, c, c.loads.store, c.args(leases, l.holder, keys, valueArray(entries), valueBytesArray(entries),
+	rows, err := query(ctx, c, c.loads.store, c.args(textArray(ending), l.holder, textArray(keys), valueArray(entries), valueBytesArray(entries),
 		ttlArray(entries), slices.Compact(versions)), func(rows *sql.Rows) (e ended, err error) {
 		return e, rows.Scan(&e.key, &e.stored, &e.at.xid, &e.at.now)
 	})
@@ -282,9 +336,6 @@ func (l *lease) storePart(ctx context.Context, entries []entry, seen map[string]
 	c.stats.sets.Add(int64(stored))
 	if plain && stored == len(entries) {
 		w.stored(at, entries...)
-	}
-	for _, key := range leases {
-		delete(l.keys, key)
 	}
 	return intact, nil
 }

@@ -29,35 +29,38 @@ func newLoads(c *Cache) loads {
 		refreshes: refreshes{pause: refreshPause}, leaseFor: leaseFor}
 }
 
-// GetOrSet fills dest with the value under key, as Get does, or, if it is not there
-// or does not decode, with what load returns, which it stores as Set does. Of all
-// concurrent callers, in every process on this database, one calls load; the others
-// wait for what it returns, each until its own ctx ends, and each decodes a copy of
+// GetOrSet fills dest with the value under key, as Get does. If it is not there, or does
+// not decode, GetOrSet fills dest with what load returns, and stores that for ttl, as Set
+// does. Of all concurrent callers, in every process on this database, one calls load. The
+// others wait for what it returns, each until its own ctx ends, and each decodes a copy of
 // its own. No connection is held meanwhile.
 //
-// The ctx that load gets has the values of its caller's, and ends when no caller in
-// this process waits any more, and with Close, which waits for load, but not for long.
-// load must not ask for the same key, nor call Close. When load fails, its callers in
-// this process get the error; when it panics, so does the first of them, and the
-// others get an error that has the panic and its stack. Where load ends its goroutine
-// with runtime.Goexit, as testing's FailNow does, all of them get an error. Nothing
-// is stored then, and another process that waits calls its own load, as it does when
-// the first one dies or stands still for 10 s. A load that returns NotFoundFor has
-// all processes remember that there is nothing to load.
+// The ctx that load gets has the values of its caller's. It ends when no caller in this
+// process waits any more, and with Close. load must not ask for the same key, nor call
+// Close. A load that returns NotFoundFor has all processes remember that there is nothing
+// to load.
 //
-// Whoever changes the entry while load runs wins: nothing is stored, and the callers
-// get the entry as it is then. Where there is none, those who came before load began
-// get what it returned, and the others start over. So who calls GetOrSet after a
-// Delete, Set or the like has returned, in any process, never gets what was there
-// before it, unless Config.MaxStaleness allows it. If the database fails, load runs
-// nonetheless and its callers get the value; the error goes to Config.OnError. In a
-// transaction load runs on the caller's goroutine, for it alone, and what it returns
-// replaces what is there.
+// When load fails, its callers in this process get the error. When it panics, so does the
+// first of them; the others get an error that has the panic and its stack. When it ends
+// its goroutine with runtime.Goexit, as testing's FailNow does, all of them get an error.
+// Nothing is stored then, and another process that waits calls its own load. So it does
+// when the first process dies or stands still for 10 s.
+//
+// Whoever changes the entry while load runs wins: nothing is stored, and the callers get
+// the entry as it is then. Where there is none, those who came before load began get what
+// it returned, and the others start over. So who calls GetOrSet after a Delete, Set or the
+// like has returned, in any process, never gets what was there before it, unless
+// Config.MaxStaleness allows it.
+//
+// If the database fails, load runs nonetheless and its callers get the value; the error
+// goes to Config.OnError. In a transaction load runs on the caller's goroutine, for it
+// alone, and what it returns replaces what is there.
 //
 // Errors match ErrInvalidKey, ErrInvalidTTL, ErrValueTooLarge, ErrClosed, ErrNotFound
 // where it is remembered, or what load returned.
 func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
+	c = c.of(key)
 	const op = "get or set"
 	micros, err := storeTTL(ttl)
 	if err == nil {
@@ -66,12 +69,13 @@ func (c *Cache) GetOrSet(ctx context.Context, key string, dest any, ttl time.Dur
 	return c.loadFailed(ctx, op, err)
 }
 
-// NotFoundFor is what a load returns to have it remembered, by all processes, for ttl,
-// that there is no such thing: until then GetOrSet and GetOrRefresh return, without a
-// load, an error that matches ErrNotFound, and GetOrSetMany leaves the key out. Get and
-// the other lookups miss. Whatever stores something under the key, or deletes it, ends
-// that. The error itself matches ErrNotFound, and may be wrapped; it matches
-// ErrInvalidTTL, and nothing is remembered, for a ttl under a millisecond.
+// NotFoundFor is what a load returns where there is nothing to load. All processes
+// remember that for ttl: GetOrSet and GetOrRefresh return an error that matches
+// ErrNotFound, without a load, and GetOrSetMany leaves the key out. Get and the other
+// lookups miss. Whatever stores something under the key, or deletes it, ends that.
+//
+// The error itself matches ErrNotFound, and may be wrapped. For a ttl under a millisecond
+// it matches ErrInvalidTTL, and nothing is remembered.
 func NotFoundFor(ttl time.Duration) error {
 	micros, err := storeTTL(ttl)
 	if err == nil && micros == noTTL {
@@ -249,10 +253,8 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		// The look comes after the lease, and not with it: who had the lease before may
 		// just have stored the entry.
 		looked := f.send()
-		var seen map[string]row
-		if err == nil {
-			seen, err = c.look(ctx, rest)
-		}
+		seen, failed := c.look(ctx, slices.DeleteFunc(slices.Clone(rest), func(key string) bool { return c.blames(err, key) }))
+		err = also(err, failed)
 		if over := c.over(ctx); over != nil {
 			for _, key := range rest {
 				f.land(key, outcome[answer]{err: over, good: everybody})
@@ -261,12 +263,13 @@ func (c *Cache) search(ctx context.Context, f *flight[answer], r request) {
 		}
 		if err != nil {
 			c.report(r.op, err)
-			c.load(ctx, f, r, nil, rest, nil)
-			return
 		}
 		var missing, others []string
 		for _, key := range rest {
 			switch e := seen[key]; {
+			case c.blames(err, key): // it is loaded, and not stored
+				l.keys[key] = false
+				missing = append(missing, key)
 			case e.found && r.usable(e.value):
 				f.land(key, outcome[answer]{value: answer{value: e.value}, good: looked})
 			case e.absent:
@@ -297,13 +300,10 @@ func (c *Cache) over(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// load calls the loader for missing keys, stores what it returns if l is their lease
-// and not nil, and lands them.
+// load calls the loader for missing keys, stores what it returns for those of the lease,
+// and lands them.
 func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease, missing []string, seen map[string]row) {
-	stop := func() {}
-	if l != nil {
-		stop = l.keep(ctx)
-	}
+	stop := l.keep(ctx)
 	begun := f.send()
 	loaded, failure := c.call(ctx, r, missing)
 	stop()
@@ -312,15 +312,11 @@ func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease
 	}
 
 	sent := f.send()
-	var stored map[string]bool
-	if l != nil {
-		var err error
-		if stored, err = l.store(ctx, loaded, seen); err != nil && !errors.Is(err, ErrClosed) {
-			c.report(r.op, err)
-		}
+	stored, lost, err := l.store(ctx, loaded, seen)
+	if err != nil && !errors.Is(err, ErrClosed) {
+		c.report(r.op, err)
 	}
 	outcomes := make(map[string]outcome[answer], len(missing))
-	var lost []string
 	for _, key := range missing {
 		e, ok := loaded[key]
 		o := outcome[answer]{err: failure, good: begun} // who comes later may know better
@@ -330,8 +326,6 @@ func (c *Cache) load(ctx context.Context, f *flight[answer], r request, l *lease
 		wrote, intact := stored[key]
 		if wrote || intact && !ok { // nobody has changed anything
 			o.good = sent
-		} else if ok && stored != nil {
-			lost = append(lost, key)
 		}
 		outcomes[key] = o
 	}
@@ -407,9 +401,17 @@ SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = exc
 
 // storeInTx stores what was loaded in a transaction.
 func (c *Cache) storeInTx(ctx context.Context, loaded map[string]entry) error {
+	_, err := gather(ctx, c, slices.Sorted(maps.Keys(loaded)), func(c *Cache, keys []string) (struct{}, error) {
+		return struct{}{}, c.storeLoaded(ctx, keys, loaded)
+	})
+	return err
+}
+
+// storeLoaded is storeInTx for keys of one database, in their order.
+func (c *Cache) storeLoaded(ctx context.Context, keys []string, loaded map[string]entry) error {
 	var values, absences []entry
 	var absent textArray
-	for _, key := range slices.Sorted(maps.Keys(loaded)) {
+	for _, key := range keys {
 		if e := loaded[key]; e.absent() {
 			e.micros = -e.micros
 			absences, absent = append(absences, e), append(absent, key)

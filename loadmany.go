@@ -8,17 +8,18 @@ import (
 	"time"
 )
 
-// GetOrSetMany is GetOrSet for many keys, which may repeat: it returns what is there
-// and has load load the rest, in the order asked, which it stores for ttl. Whatever is
-// missing, that takes four round trips for up to 1,000 keys; of more, load gets at most
-// 1,000 at a time. Of all concurrent callers, in every process, one loads a key: load
-// gets those keys that nobody else loads, and what others load is waited for, once what
-// this call has loaded is stored.
+// GetOrSetMany is GetOrSet for many keys, which may repeat. It returns what is there, has
+// load load the rest, in the order asked, and stores that for ttl. However many are
+// missing, that takes four round trips for up to 1,000 keys. Of more keys, load gets at
+// most 1,000 at a time.
 //
-// What load leaves out of its result is not in that of GetOrSetMany, and nothing is
-// stored for it; where it returns NotFoundFor beside its result, all processes remember
-// that it is not there. What load returns beside the missing keys is ignored. When load
-// fails, GetOrSetMany returns what was found, with the error.
+// Of all concurrent callers, in every process, one loads a key: load gets those keys that
+// nobody else is loading. What others load is waited for once this call's own are stored.
+//
+// What load leaves out of its result is not in that of GetOrSetMany, and is not stored.
+// If load returns NotFoundFor beside its result, all processes remember that those keys
+// are not there. What load returns beyond the missing keys is ignored. When load fails,
+// GetOrSetMany returns what was found, with the error.
 //
 // What else holds for GetOrSet and its loader, and in a transaction, holds here. The
 // error names the first key that is not valid.

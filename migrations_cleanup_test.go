@@ -324,3 +324,54 @@ func TestASharedCleanup(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A store holds its lease and waits for the expired row that it overwrites. A walk that held
+// the row and waited for the lease stopped everybody for deadlock_timeout, 22 times in two minutes.
+func TestCleanupDoesNotWaitForALoadThatBeganSince(t *testing.T) {
+	l := newLab(t)
+	l.setup(l.admin, fastpgcache.SetupConfig{})
+	l.exec(l.admin, `INSERT INTO cache (key, value, expires_at) VALUES ('k', 'old', now() - interval '1 minute')`)
+	// The walk stops where it has chosen its rows.
+	l.exec(l.admin, `CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN OLD; END $$`)
+	l.exec(l.admin, `CREATE TRIGGER pause BEFORE DELETE ON cache FOR EACH ROW EXECUTE FUNCTION pause()`)
+	begin := func() *sql.Tx {
+		tx, err := l.admin.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tx.Rollback() })
+		return tx
+	}
+	gate, load := begin(), begin()
+	if _, err := gate.Exec(`SELECT pg_advisory_xact_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	walked := make(chan error, 1)
+	go func() {
+		_, err := l.admin.Exec(`SELECT cache_cleanup()`)
+		walked <- err
+	}()
+	waiting := `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+	for deadline := time.Now().Add(20 * time.Second); l.text(l.admin, waiting) != "1"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the walk did not come to the row")
+		}
+	}
+	l.exec(l.admin, `INSERT INTO cache_lease (key, holder, expires_at) VALUES ('k', 'h', now() + interval '10 s')`)
+	if _, err := load.Exec(`SELECT FROM cache_lease FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-walked:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the walk waits for the lease")
+	}
+	l.want(l.admin, int64(0), `SELECT count(*) FROM cache`)
+	l.want(l.admin, int64(1), `SELECT count(*) FROM cache_lease`)
+}

@@ -106,7 +106,7 @@ func TestTheFunctionsLookNowhereElse(t *testing.T) {
 		CREATE TEMP TABLE cache (LIKE app.cache INCLUDING ALL);
 		CREATE TEMP TABLE cache_lease (LIKE app.cache_lease INCLUDING ALL);
 		CREATE TEMP TABLE cache_epoch (LIKE app.cache_epoch INCLUDING ALL);
-		CREATE TEMP TABLE cache_change (LIKE app.cache_change INCLUDING ALL);
+		CREATE TEMP TABLE cache_change (user_id text DEFAULT current_user, xid bigint DEFAULT 0, keys text[]);
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache_lease FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
 		CREATE TRIGGER spy BEFORE INSERT OR UPDATE OR DELETE ON cache_epoch FOR EACH STATEMENT EXECUTE FUNCTION workshop.spy();
@@ -218,10 +218,24 @@ func TestOtherPeoplesSQLFeeds(t *testing.T) {
 			t.Errorf("%s: got %v", keys, err)
 		}
 	}
-	for _, key := range []string{`''`, `repeat('k', 1025)`} {
-		if _, err := db.Exec(`INSERT INTO cache (key, value) VALUES (` + key + `, 'v')`); sqlState(err) != "23514" {
-			t.Errorf("%s: got %v", key, err)
+	for _, statement := range []string{
+		`INSERT INTO cache (key, value) VALUES ('', 'v')`,
+		`INSERT INTO cache (key, value) VALUES (repeat('k', 1025), 'v')`,
+		`INSERT INTO cache (key) VALUES ('none')`,
+		`INSERT INTO cache (key, value, value_bytes) VALUES ('both', 'v', 'v')`,
+		`UPDATE cache SET value_bytes = 'v'`,
+		`UPDATE cache SET value = NULL`,
+		`SELECT cache_set(current_user::text, '', 'v')`,
+		`SELECT cache_set(current_user::text, repeat('k', 1025), 'v')`,
+		`SELECT cache_set(current_user::text, 'none', NULL)`,
+	} {
+		l.exec(db, `SELECT cache_set(current_user::text, 'kept', 'v')`)
+		if _, err := db.Exec(statement); sqlState(err) != "23514" {
+			t.Errorf("%s: got %v", statement, err)
 		}
+	}
+	if _, err := l.admin.Exec(`UPDATE cache SET key = ''`); sqlState(err) != "23514" {
+		t.Errorf("an empty key: got %v", err)
 	}
 }
 

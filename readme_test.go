@@ -1,6 +1,7 @@
 package fastpgcache_test
 
 import (
+	"bytes"
 	"database/sql"
 	"os"
 	"path/filepath"
@@ -64,7 +65,7 @@ func TestTheReadmesSQLRuns(t *testing.T) {
 
 // What the commands do is tested where they are; here, that they are there.
 func TestTheReadmesCommandsAreThere(t *testing.T) {
-	commands := regexp.MustCompile(`(?m)^(?:go run )?((?:\./)?(?:scripts|cmd)/\S+)`)
+	commands := regexp.MustCompile(`(?m)^(?:go run )?(?:\./|github\.com/fastpgcache/fastpgcache/)?((?:scripts|cmd)/[^\s@]+)`)
 	for _, block := range blocks(t, "sh") {
 		for _, m := range commands.FindAllStringSubmatch(block, -1) {
 			info, err := os.Stat(m[1])
@@ -80,7 +81,7 @@ func TestTheReadmesLinksLeadSomewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range append(files, "README.md") {
+	for _, file := range append(files, "README.md", "CONTRIBUTING.md") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -89,6 +90,33 @@ func TestTheReadmesLinksLeadSomewhere(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
+		}
+	}
+}
+
+func TestTheMapHasEveryFile(t *testing.T) {
+	text, err := os.ReadFile("CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ = bytes.Cut(text, []byte("## A map of the files"))
+	text, _, _ = bytes.Cut(text, []byte("\n## "))
+	onMap := map[string]bool{}
+	for _, m := range regexp.MustCompile("`([^`]+)`").FindAllSubmatch(text, -1) {
+		onMap[string(m[1])] = true
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") && file != "doc.go" && !onMap[file] {
+			t.Errorf("%s is not on the map of CONTRIBUTING.md", file)
+		}
+	}
+	for place := range onMap {
+		if matches, err := filepath.Glob(place); err == nil && len(matches) == 0 && strings.ContainsAny(place, "./") {
+			t.Errorf("%s is on the map of CONTRIBUTING.md, and not there", place)
 		}
 	}
 }

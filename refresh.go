@@ -10,22 +10,24 @@ import (
 )
 
 // GetOrRefresh is GetOrSet for entries that nobody should wait for twice. What load
-// returns is stored for ttl, and is fresh for the first part of that, fresh. Later on
-// callers still get it at once, and one of them, of all processes, has load run in the
-// background, so that it is fresh again. Only what is not there is waited for.
+// returns is stored for ttl, and counts as fresh for the first part of that, fresh. After
+// that callers still get it at once, while one of them, of all processes, has load run in
+// the background. Only what is not there is waited for.
 //
-// When such a refresh fails, the entry goes on being served until its TTL ends, the
-// error goes to Config.OnError, and the next try waits a moment that grows with each
-// failure. Who waits for a missing key never gets a refresh's error. The ctx of a
-// refresh has the values of the caller's that began it, and ends when the entry does,
-// and with Close. A Set or Delete during a refresh wins. What load returns as
-// NotFoundFor replaces the entry. An entry without a TTL is always fresh. In a
-// transaction there is no refresh.
+// When such a refresh fails, the entry goes on being served until its TTL ends. The error
+// goes to Config.OnError, and the next try waits a moment that grows with each failure.
+// Who waits for a missing key never gets a refresh's error. A Set or Delete during a
+// refresh wins. What load returns as NotFoundFor replaces the entry.
 //
-// 0 < fresh <= ttl, or the error matches ErrInvalidTTL; other errors are those of
+// The ctx of a refresh has the values of the caller's that began it. It ends when the
+// entry does, and with Close. An entry without a TTL is always fresh. In a transaction
+// there is no refresh.
+//
+// The error matches ErrInvalidTTL unless 0 < fresh <= ttl. Other errors are those of
 // GetOrSet.
 func (c *Cache) GetOrRefresh(ctx context.Context, key string, dest any, fresh, ttl time.Duration,
 	load func(context.Context) (any, error)) error {
+	c = c.of(key)
 	const op = "get or refresh"
 	micros, err := storeTTL(ttl)
 	if err == nil && (micros == noTTL || fresh <= 0 || fresh > ttl) {
@@ -94,7 +96,7 @@ func (c *Cache) reload(ctx context.Context, key string, r request) (ending, erro
 	if len(loaded) == 0 {
 		return failed, failure
 	}
-	if _, err := l.store(ctx, loaded, seen); err != nil {
+	if _, _, err := l.store(ctx, loaded, seen); err != nil {
 		return failed, err
 	}
 	return done, nil

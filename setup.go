@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,9 +22,9 @@ type SetupConfig struct {
 	// Defaults to "public".
 	Schema string
 
-	// Grantee is the role that may use the cache, each login that is a member of
-	// it confined to its own entries; "public" is every role, "none" nobody.
-	// Defaults to who may already, on the first set-up to "public".
+	// Grantee is the role that may use the cache: each login that is a member of it,
+	// confined to its own entries. "public" is every role, "none" nobody. Defaults to
+	// who may already, on the first set-up to "public".
 	Grantee string
 
 	// Service is the role that may act for any user label, or "none". Defaults to
@@ -55,17 +56,17 @@ const (
 	duplicateFunction = "42723"
 )
 
-// Setup creates the cache's tables, policies and functions, or brings them up to
-// date, in one transaction. Whoever runs it owns them, and as their owner is not
-// confined. It may be run any time, also by many processes at once. What it changes
-// of SetupConfig it tells as a NOTICE.
+// Setup creates the cache's tables, policies and functions, or brings them up to date, in
+// one transaction. Whoever runs it owns them, and as their owner is not confined. It may
+// be run any time, also by many processes at once. What it changes of SetupConfig it tells
+// as a NOTICE. Errors match
 //
-// Errors match ErrInvalidConfig (also where a role does not exist, or nobody would be
-// confined), ErrNotPermitted (also where the schema, or one of the cache's objects,
-// belongs to a role without the rights of this one, which could have anything run with
-// them: the error names the role to set up as), or ErrForeignTable (something else bears
-// the name of one of the cache's tables or functions, or was attached to one; Force does
-// not drop it).
+//   - ErrInvalidConfig, also where a role does not exist, or nobody would be confined
+//   - ErrNotPermitted, also where the schema, or one of the cache's objects, belongs to a
+//     role without the rights of this one: that role could have anything run with them.
+//     The error names the role to set up as
+//   - ErrForeignTable, where something else bears the name of one of the cache's tables or
+//     functions, or was attached to one. Force does not drop it
 func Setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 	start := time.Now()
 	err := setup(ctx, db, cfg)
@@ -113,7 +114,7 @@ func setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 	if db == nil {
 		return fmt.Errorf("%w: db is nil", ErrInvalidConfig)
 	}
-	settings, err := cfg.settings()
+	migration, err := cfg.migration()
 	if err != nil {
 		return err
 	}
@@ -122,42 +123,52 @@ func setup(ctx context.Context, db *sql.DB, cfg SetupConfig) error {
 		return err
 	}
 	defer tx.Rollback()
-	for _, statement := range append(settings, migrations) {
-		if _, err := tx.ExecContext(ctx, statement); err != nil {
-			return err
-		}
+	if _, err := tx.ExecContext(ctx, migration); err != nil {
+		return err
 	}
 	return tx.Commit()
 }
 
-// MigrationSQL returns what Setup would run, as one transaction for a DBA to
-// review and apply with any tool. The error matches ErrInvalidConfig.
+// MigrationSQL returns what Setup would run, for a DBA to review and apply with any tool:
+// migrations.sql with what cfg says put into it. It is one statement, and needs no
+// transaction around it. The error matches ErrInvalidConfig.
 func MigrationSQL(cfg SetupConfig) (string, error) {
-	settings, err := cfg.settings()
+	migration, err := cfg.migration()
 	if err != nil {
 		return "", prefixed("migration", err)
 	}
-	return "BEGIN ISOLATION LEVEL READ COMMITTED;\n" + strings.Join(settings, ";\n") + ";\n\n" + migrations + "\nCOMMIT;\n", nil
+	return migration, nil
 }
 
-// settings are the statements that hand cfg to migrations.sql for the rest of the
-// transaction.
-func (cfg SetupConfig) settings() ([]string, error) {
+// settingsHere is a line of migrations.sql, before any setting is read.
+const settingsHere = "  -- fastpgcache-admin sql puts settings here.\n"
+
+func (cfg SetupConfig) migration() (string, error) {
 	if cfg.Schema == "" {
 		cfg.Schema = "public"
 	}
-	statements := []string{"SET LOCAL search_path = pg_catalog, pg_temp"} // before anything looks up a name
+	var lines strings.Builder
 	for _, s := range []struct{ field, name, value string }{
 		{"Schema", "schema", cfg.Schema},
 		{"Grantee", "grantee", cfg.Grantee},
 		{"Service", "service", cfg.Service},
+		{"MaxBytes", "max_bytes", strconv.FormatInt(cfg.MaxBytes, 10)},
+		{"Force", "force", strconv.FormatBool(cfg.Force)},
 	} {
 		if err := checkIdentifier(s.field, s.value); err != nil {
-			return nil, err
+			return "", err
 		}
-		statements = append(statements, "SET LOCAL fastpgcache."+s.name+" = "+strings.TrimSpace(pq.QuoteLiteral(s.value)))
+		fmt.Fprintf(&lines, "  PERFORM set_config('fastpgcache.%s', %s, true);\n", s.name, quoteInBody(s.value))
 	}
-	return append(statements,
-		fmt.Sprintf("SET LOCAL fastpgcache.max_bytes = '%d'", cfg.MaxBytes),
-		fmt.Sprintf("SET LOCAL fastpgcache.force = %t", cfg.Force)), nil
+	return strings.Replace(migrations, settingsHere, lines.String(), 1), nil
+}
+
+// quoteInBody makes a literal of value for the body of the DO statement, which a dollar
+// sign could end.
+func quoteInBody(value string) string {
+	literal := strings.TrimSpace(pq.QuoteLiteral(value))
+	if !strings.Contains(literal, "$") {
+		return literal
+	}
+	return "E" + strings.ReplaceAll(strings.TrimPrefix(literal, "E"), "$", `\x24`)
 }

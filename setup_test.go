@@ -272,7 +272,7 @@ func TestMigrationSQLAndPsqlMakeWhatSetupMakes(t *testing.T) {
 	}
 	roles := labOn(t, pgtest.Shared(t).DSN("postgres"))
 	group, service := roles.group(), roles.group()
-	for _, cfg := range []fastpgcache.SetupConfig{{}, {Schema: "public", Grantee: group, Service: service}, {Schema: `Wei"rd \ $$`}} {
+	for _, cfg := range []fastpgcache.SetupConfig{{}, {Schema: "public", Grantee: group, Service: service}, {Schema: `Wei"rd \ $setup$; x`}} {
 		schema := cfg.Schema
 		if schema == "" {
 			schema = "public"
@@ -307,6 +307,30 @@ func TestMigrationSQLAndPsqlMakeWhatSetupMakes(t *testing.T) {
 		if schema == "public" {
 			run("psql -1 -f migrations.sql", newLab(t), "-1", "-f", migrations)
 			run("psql -f migrations.sql", newLab(t), "-f", migrations)
+		}
+	}
+}
+
+// goose, golang-migrate and Flyway are tried in migratetest, and read. Each knows dollar quotes
+// or takes the file whole, but they differ in what they see in comments.
+func TestMigrationSQLIsPlainForEveryTool(t *testing.T) {
+	text, err := fastpgcache.MigrationSQL(fastpgcache.SetupConfig{Schema: "${a}$setup$; b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"${", "\\.", "\r"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("it has %q", bad)
+		}
+	}
+	before, rest, _ := strings.Cut(text, "DO $setup$\n")
+	_, after, found := strings.Cut(rest, "END $setup$;\n")
+	if !found || strings.Contains(after, "$setup$") {
+		t.Fatalf("not one DO statement: %s … %s", before, after)
+	}
+	for _, line := range strings.Split(strings.TrimSuffix(before+after, "\n"), "\n") {
+		if !strings.HasPrefix(line, "--") || strings.ContainsAny(line, ";$") {
+			t.Errorf("outside of the statement: %s", line)
 		}
 	}
 }

@@ -89,13 +89,15 @@ func (c *Cache) writes(ctx context.Context, s *statement, args []any) (n int64, 
 	return int64(len(stamps)), at, err
 }
 
-// Set stores value under key, replacing what is there, for ttl; 0 or NoExpiry
-// keeps it until it is deleted. A string, also of a type of its own, []byte,
-// json.RawMessage or Value is stored byte for byte, anything else as JSON. Errors match
-// ErrInvalidKey, ErrInvalidTTL (also under a millisecond), ErrValueTooLarge (over
-// 256 MiB) or ErrNotPermitted; after any other error, that of ctx included, it is unknown
-// whether the value was stored.
+// Set stores value under key for ttl, and replaces what is there. With a ttl of 0 or
+// NoExpiry it stays until it is deleted. A string, of whatever string type, []byte,
+// json.RawMessage and Value are stored byte for byte, anything else as JSON.
+//
+// Errors match ErrInvalidKey, ErrInvalidTTL (also for less than a millisecond),
+// ErrValueTooLarge (over 256 MiB) or ErrNotPermitted. After any other error, that of ctx
+// included, the value may or may not have been stored.
 func (c *Cache) Set(ctx context.Context, key string, value any, ttl time.Duration) error {
+	c = c.of(key)
 	e, err := newEntry(key, value, ttl)
 	if err == nil {
 		err = c.set(ctx, e)
@@ -151,13 +153,16 @@ type lookup struct {
 	expires float64 // likewise; +Inf: never
 }
 
-// Get looks key up and, when it is there, fills dest: a *string, or a pointer to a
-// string type of its own, *[]byte, *json.RawMessage or *Value with the stored bytes, an
-// *any with the parsed JSON or, where they are no JSON, the text, and any other pointer
-// by json.Unmarshal. With a nil dest it only tells whether the key is there. A miss is
-// not an error and leaves dest alone; found with an error means a value that does not
-// decode.
+// Get looks key up and fills dest, if it is there. What dest points to says how:
+//
+//   - string, of whatever string type, []byte, json.RawMessage, Value: the stored bytes
+//   - any: the parsed JSON, or the text where it is no JSON
+//   - anything else: by json.Unmarshal
+//
+// With a nil dest it only tells whether the key is there. A miss is not an error and
+// leaves dest alone. Found with an error means a value that does not decode.
 func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		err = checkDest(dest)
 	}
@@ -285,6 +290,7 @@ func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 
 // Delete removes key and reports whether it was there.
 func (c *Cache) Delete(ctx context.Context, key string) (deleted bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		deleted, err = c.delete(ctx, key)
 	}
@@ -335,6 +341,7 @@ func (c *Cache) deleteOne(ctx context.Context, key string) (deleted bool, err er
 
 // Exists reports whether key is there.
 func (c *Cache) Exists(ctx context.Context, key string) (exists bool, err error) {
+	c = c.of(key)
 	if err = checkKey(key); err == nil {
 		if _, _, says := c.recall(key); says != unknown {
 			return says == present, nil

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Stats is what a Cache, with all that its WithTx returned, has done since it was
-// made. Only calls that succeeded count, but for Errors.
+// Stats is what a Cache has done since it was made, in transactions of WithTx, too. All
+// but Errors count calls that succeeded.
 type Stats struct {
 	Hits    int64 // keys looked up by Get, GetMany, Exists, TTL, Take, GetOrSet and its kin, and found
 	Misses  int64 // keys looked up, and not found
@@ -66,8 +66,19 @@ func (c *counters) sent(s *statement) {
 	c.keys.Add(s.keys)
 }
 
-// Stats returns the counters as they are now. It asks nothing of the database.
+// Stats returns the counters as they are now; shards' are added up. It asks nothing of the
+// database.
 func (c *Cache) Stats() Stats {
+	s := c.counted()
+	if c.shards != nil {
+		for i, shard := range c.shards.caches {
+			s.add(shard.counted(), i == 0)
+		}
+	}
+	return s
+}
+
+func (c *Cache) counted() Stats {
 	n := &c.stats
 	s := Stats{
 		Hits:       n.hits.Load(),
@@ -91,4 +102,38 @@ func (c *Cache) Stats() Stats {
 		s.Misses += s.FilterAnswers
 	}
 	return s
+}
+
+// add adds what a shard has done. A time of all is that of the shard which is last: the
+// oldest cleanup, and the greatest age.
+func (s *Stats) add(more Stats, first bool) {
+	s.Hits += more.Hits
+	s.Misses += more.Misses
+	s.Sets += more.Sets
+	s.Deletes += more.Deletes
+	s.Loads += more.Loads
+	s.Statements += more.Statements
+	s.Keys += more.Keys
+	s.Errors += more.Errors
+	for i, n := range more.Latency.Counts {
+		s.Latency.Counts[i] += n
+	}
+	s.Latency.Sum += more.Latency.Sum
+	if first || more.LastCleanup.Before(s.LastCleanup) {
+		s.LastCleanup = more.LastCleanup
+	}
+	s.FilterAnswers += more.FilterAnswers
+	s.LocalHits += more.LocalHits
+	s.Local.Hits += more.Local.Hits
+	s.Local.Misses += more.Local.Misses
+	s.Local.Values += more.Local.Values
+	s.Local.Bytes += more.Local.Bytes
+	s.Local.Evictions += more.Local.Evictions
+	s.Local.CatchUps += more.Local.CatchUps
+	s.Local.Resets += more.Local.Resets
+	s.Local.Age = max(s.Local.Age, more.Local.Age)
+	s.Local.FalsePositives += more.Local.FalsePositives
+	s.Local.FilterLoads += more.Local.FilterLoads
+	s.Local.FilterKeys += more.Local.FilterKeys
+	s.Local.FilterBytes += more.Local.FilterBytes
 }

@@ -205,7 +205,7 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 	case c.ended():
 		return nil, ErrClosed
 	case c.tx != nil && c.tx.Tx == nil:
-		return nil, errors.New("the transaction given to WithTx is nil")
+		return nil, c.tx.err
 	case c.cfg.DisablePrepare:
 		return nil, nil
 	case c.tx == nil:
@@ -216,16 +216,23 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 
 // transaction is where the statements of a Cache run that WithTx returned.
 type transaction struct {
-	*sql.Tx          // nil, if the caller's was
+	*sql.Tx // nil: none can be used, and err tells why
+	err     error
 	own     bool     // it is of the cache's pool, whose prepared statements fit no other
 	stmts   sync.Map // of *statement: the *sql.Stmt that Tx has of it
 }
 
 // newTransaction returns tx as a transaction, of pool db or another. Nothing but tx itself knows
-// of which; where it does not tell, it is taken for another's, and runs texts.
+// of which; where it does not tell, it is taken for another's, and runs texts. db is nil
+// where the cache has several.
 func newTransaction(tx *sql.Tx, db *sql.DB) *transaction {
 	t := &transaction{Tx: tx}
-	if tx != nil {
+	switch {
+	case tx == nil:
+		t.err = errors.New("the transaction given to WithTx is nil")
+	case db == nil:
+		t.Tx, t.err = nil, errors.New("a transaction is of one database, and the shards are not all over one *sql.DB")
+	default:
 		pool := reflect.ValueOf(tx).Elem().FieldByName("db")
 		t.own = pool.IsValid() && pool.Kind() == reflect.Pointer && pool.Pointer() == reflect.ValueOf(db).Pointer()
 	}

@@ -59,10 +59,10 @@ FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
 
-// TTL returns how long key will live, NoExpiry if until it is deleted, and
-// whether it is there. The time left of a live entry is at least a microsecond,
-// and never more than the greatest Duration.
+// TTL returns how long key will live, and whether it is there. It is NoExpiry for a key
+// that stays until it is deleted, and for others a microsecond at least.
 func (c *Cache) TTL(ctx context.Context, key string) (ttl time.Duration, found bool, err error) {
+	c = c.of(key)
 	var micros *int64
 	if err = checkKey(key); err == nil {
 		switch _, left, says := c.recall(key); says {
@@ -109,9 +109,10 @@ change AS (INSERT INTO {schema}.cache_change (user_id, keys) SELECT {user}, ARRA
 SELECT key FROM moved`
 
 // Expire gives key a new TTL, from now on, and reports whether it is there.
-// NoExpiry takes its TTL away, as Persist does; 0 is ErrInvalidTTL, since it could
-// mean either that or at once.
+// NoExpiry takes its TTL away, as Persist does. 0 is ErrInvalidTTL, since it could
+// mean never or at once.
 func (c *Cache) Expire(ctx context.Context, key string, ttl time.Duration) (found bool, err error) {
+	c = c.of(key)
 	found, err = c.expire(ctx, key, ttl)
 	return found, c.fail(ctx, "expire", err)
 }
@@ -144,6 +145,7 @@ SELECT key FROM moved`
 // Persist takes key's TTL away, so that it stays until it is deleted, and reports
 // whether it is there.
 func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error) {
+	c = c.of(key)
 	var n int64
 	if err = checkKey(key); err == nil {
 		w := c.write(key)
@@ -156,18 +158,17 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 const cleanupSQL = `
 SELECT removed, next_position FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
 
-// Cleanup removes the expired entries of every user that this login may act for, and
-// returns how many there were: those of its own for a confined login, everybody's for the
-// owner and the service role. It works in bites, each a short transaction, and passes over
-// locked rows: it holds nobody up, and any number of processes may do it at once.
-// When it fails, removed counts what was removed until then. Inside a transaction
-// it is an error, since it would keep its locks until the end.
+// Cleanup removes expired entries, and returns how many there were. A confined login
+// removes its own, the owner and the service role everybody's. It works in bites, each a
+// short transaction, and passes over locked rows: it holds nobody up, and any number of
+// processes may do it at once. When it fails, removed counts what was removed until then.
+// Inside a transaction it is an error, since it would keep its locks until the end.
 func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 	if c.tx != nil {
 		return 0, c.fail(ctx, "cleanup", errors.New("not in a transaction"))
 	}
-	removed, err = c.cleanup(ctx, nil)
-	return removed, c.fail(ctx, "cleanup", err)
+	counts, err := everywhere(ctx, c, func(c *Cache) (int, error) { return c.cleanup(ctx, nil) })
+	return sum(counts), c.fail(ctx, "cleanup", err)
 }
 
 // bite is a step of a cleanup.

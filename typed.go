@@ -16,9 +16,9 @@ import (
 //	u, err := users.GetOrSet(ctx, "42", time.Hour, loadUser) // under the key "user:v2:42"
 //
 // So each kind of value has a namespace of its own, which Keys walks over and Clear
-// empties. A version in the prefix is for a type that changes so that what is stored
-// does not decode any more, or means something else: programs of the old version and the
-// new one, side by side, do not see each other's values, and the old ones expire.
+// empties. Put a version into the prefix, and change it when the type changes so that
+// stored values no longer decode, or mean something else. Programs of the old version and
+// the new one then run side by side without seeing each other's values.
 //
 // Values are stored as Cache.Set stores them: those of a Typed[string] or Typed[[]byte]
 // byte for byte, others as JSON. It is safe for concurrent use, and as cheap as its

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-var colours = []string{"#336791", "#d82c20", "#f0a39c", "#e07b39", "#888888"}
+var colours = []string{"#336791", "#d82c20", "#9c3d8f", "#f0a39c", "#e07b39", "#888888"}
 
 // group is one group of bars, a bar for each system.
 type group struct {

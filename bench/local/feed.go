@@ -96,7 +96,7 @@ func (s *servers) write(ctx context.Context, db *sql.DB, value string, d time.Du
 		time.Sleep(*staleness / 2)
 		at := time.Now()
 		var n int
-		err := db.QueryRowContext(ctx, `SELECT count(*) FROM cache_change f, unnest(f.keys) k WHERE f.user_id = current_user AND f.xid >= $1`, xmax).Scan(&n)
+		err := db.QueryRowContext(ctx, `SELECT count(*) FROM cache_change f, unnest(f.keys::text[]) k WHERE f.user_id = current_user AND f.xid >= $1`, xmax).Scan(&n)
 		if err != nil {
 			break
 		}

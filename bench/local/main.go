@@ -27,7 +27,7 @@ import (
 var (
 	duration  = flag.Duration("duration", 3*time.Second, "how long each system runs in each round")
 	rounds    = flag.Int("rounds", 3, "how often; the median counts")
-	names     = flag.String("systems", "local,go-redis,rueidis,rueidis-docache,otter", "systems to measure")
+	names     = flag.String("systems", "local,go-redis,go-redis-cached,rueidis,rueidis-docache,otter", "systems to measure")
 	callers   = flag.String("callers", "64,256", "numbers of goroutines")
 	writes    = flag.String("writes", "0,2,10", "percentages of SETs")
 	staleness = flag.Duration("staleness", 50*time.Millisecond, "MaxStaleness, of local")

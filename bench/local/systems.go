@@ -138,8 +138,12 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
 		sys.stats = c.Stats
 		sys.close = func() { c.Close() }
-	case "go-redis":
-		c := redis.NewClient(&redis.Options{Addr: s.addr})
+	case "go-redis", "go-redis-cached": // since v9.22 it keeps values, too, and hears of changes every 5 ms
+		o := &redis.Options{Addr: s.addr}
+		if name == "go-redis-cached" {
+			o.Protocol, o.ClientSideCacheConfig = 3, &redis.ClientSideCacheConfig{MaxMemoryBytes: 64 << 20}
+		}
+		c := redis.NewClient(o)
 		sys.get = func(ctx context.Context, key string) error { return c.Get(ctx, key).Err() }
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl).Err() }
 		sys.close = func() { c.Close() }

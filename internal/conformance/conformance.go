@@ -71,6 +71,7 @@ type test struct {
 
 	once bool // no variant could change it: runs in the first only
 	lone bool // uses no cache that has a crowd
+	pool bool // is about the one pool of a cache that is not sharded
 }
 
 func tests() []test {
@@ -111,13 +112,14 @@ type suite struct {
 	driver  Driver
 	cfg     fastpgcache.Config
 	callers int
-	dsn     string  // of a database that is set up, as superuser
-	admin   *sql.DB // the superuser's, over lib/pq
+	dsn     string   // of a database that is set up, as superuser
+	admin   *sql.DB  // the superuser's, over lib/pq
+	schemas []string // where the entries of a cache are: more than one, if it is sharded
 }
 
 func newSuite(t *testing.T, d Driver, v variant) *suite {
 	t.Helper()
-	s := &suite{driver: d, cfg: v.cfg, callers: v.callers, dsn: pgtest.Database(t)}
+	s := &suite{driver: d, cfg: v.cfg, callers: v.callers, dsn: pgtest.Database(t), schemas: []string{"public"}}
 	s.admin = openAdmin(t, s.dsn)
 	s.setup(t, fastpgcache.SetupConfig{})
 	return s
@@ -171,9 +173,14 @@ func (s *suite) role(t *testing.T, settings ...string) (dsn, name string) {
 // open returns a cache over a pool of its own, closed when the test ends.
 func (s *suite) open(t *testing.T, dsn string, change ...func(*fastpgcache.Config)) *fastpgcache.Cache {
 	t.Helper()
-	c, err := fastpgcache.OpenConnector(s.connector(t, dsn), s.config(change...))
-	if err != nil {
-		t.Fatal(err)
+	var c *fastpgcache.Cache
+	if len(s.schemas) > 1 && s.config(change...).Schema == "" {
+		c = s.sharded(t, dsn, change...)
+	} else {
+		var err error
+		if c, err = fastpgcache.OpenConnector(s.connector(t, dsn), s.config(change...)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {

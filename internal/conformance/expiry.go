@@ -43,8 +43,8 @@ func (s *suite) expire(t *testing.T, c *fastpgcache.Cache, keys ...string) {
 	t.Helper()
 	user := one[string](t, c.DB(), `SELECT current_user`)
 	for _, key := range keys {
-		const sql = `UPDATE public.cache SET expires_at = clock_timestamp() WHERE user_id = $1 AND key = $2`
-		if _, err := s.admin.Exec(sql, user, key); err != nil {
+		const sql = `UPDATE {schema}.cache SET expires_at = clock_timestamp() WHERE user_id = $1 AND key = $2`
+		if err := s.each(s.admin, sql, user, key); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -54,7 +54,7 @@ func (s *suite) expire(t *testing.T, c *fastpgcache.Cache, keys ...string) {
 func (s *suite) rows(t *testing.T, c *fastpgcache.Cache, key string) int {
 	t.Helper()
 	user := one[string](t, c.DB(), `SELECT current_user`)
-	return one[int](t, s.admin, `SELECT count(*) FROM public.cache WHERE user_id = $1 AND key = $2`, user, key)
+	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT FROM {schema}.cache WHERE user_id = $1 AND key = $2`), user, key)
 }
 
 func testTTL(s *suite, t *testing.T) {
@@ -202,7 +202,7 @@ func testLongTransaction(s *suite, t *testing.T) {
 	for _, key := range []string{"set", "expire"} {
 		if !one[bool](t, tx, `
 			SELECT expires_at >= now() + interval '1 hour 100 milliseconds'
-			FROM public.cache WHERE user_id = current_user AND key = '`+key+`'`) {
+			FROM `+s.union(`SELECT expires_at FROM {schema}.cache WHERE user_id = current_user AND key = '`+key+`'`)) {
 			t.Errorf("%s: its TTL counts from the transaction's start", key)
 		}
 	}
@@ -318,8 +318,8 @@ func testCleanupSkips(s *suite, t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	if got := one[int](t, tx, `SELECT 1 FROM public.cache WHERE user_id = current_user AND key = 'locked' FOR UPDATE`); got != 1 {
-		t.Fatal("nothing to lock")
+	if err := s.each(tx, `SELECT FROM {schema}.cache WHERE user_id = current_user AND key = 'locked' FOR UPDATE`); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := c.Cleanup(bounded(t)); err != nil {
 		t.Error(err)
@@ -352,7 +352,7 @@ func testForeignExpiry(s *suite, t *testing.T) {
 		{"4713-01-01 BC", false, 0},
 	} {
 		mustSet(t, c, "k", "v", time.Hour)
-		if _, err := s.admin.Exec(`UPDATE public.cache SET expires_at = $2 WHERE user_id = $1 AND key = 'k'`, user, tt.expires); err != nil {
+		if err := s.each(s.admin, `UPDATE {schema}.cache SET expires_at = $2 WHERE user_id = $1 AND key = 'k'`, user, tt.expires); err != nil {
 			t.Fatal(err)
 		}
 		if got, found, err := c.TTL(bounded(t), "k"); err != nil || found != tt.found || got != tt.want {

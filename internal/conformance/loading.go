@@ -191,7 +191,7 @@ func testRefreshLoses(s *suite, t *testing.T) {
 // leases is how many leases c's user has.
 func (s *suite) leases(t *testing.T, c *fastpgcache.Cache) int {
 	t.Helper()
-	return one[int](t, s.admin, `SELECT count(*) FROM public.cache_lease WHERE user_id = $1`, one[string](t, c.DB(), `SELECT current_user`))
+	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT FROM {schema}.cache_lease WHERE user_id = $1`), one[string](t, c.DB(), `SELECT current_user`))
 }
 
 func testRefreshsError(s *suite, t *testing.T) {
@@ -326,16 +326,13 @@ func testAbsenceEnds(s *suite, t *testing.T) {
 		"prefix":      func(key string) error { _, err := c.DeletePrefix(ctx, key); return err },
 		"clear":       func(string) error { _, err := c.Clear(ctx); return err },
 		"cache_set": func(key string) error {
-			_, err := s.admin.Exec(`SELECT public.cache_set($1, $2, 'there')`, user, key)
-			return err
+			return s.each(s.admin, `SELECT {schema}.cache_set($1, $2, 'there')`, user, key)
 		},
 		"raw SQL": func(key string) error {
-			_, err := s.admin.Exec(`UPDATE public.cache SET value = 'there', expires_at = NULL WHERE user_id = $1 AND key = $2`, user, key)
-			return err
+			return s.each(s.admin, `UPDATE {schema}.cache SET value = 'there', expires_at = NULL WHERE user_id = $1 AND key = $2`, user, key)
 		},
 		"raw DELETE": func(key string) error {
-			_, err := s.admin.Exec(`DELETE FROM public.cache WHERE user_id = $1 AND key = $2`, user, key)
-			return err
+			return s.each(s.admin, `DELETE FROM {schema}.cache WHERE user_id = $1 AND key = $2`, user, key)
 		},
 	} {
 		rememberAbsence(t, c, name, time.Minute)
@@ -519,8 +516,10 @@ func testLoadManyOverlapping(s *suite, t *testing.T) {
 func testLoadManyTakesOver(s *suite, t *testing.T) {
 	dsn, user := s.role(t)
 	c := s.open(t, dsn)
-	s.exec(t, `INSERT INTO public.cache_lease (user_id, key, holder, expires_at) VALUES
-		('`+user+`', 'dying', 'dead', now() + interval '1 second'), ('`+user+`', 'future', 'dead', now() + interval '1 day')`)
+	if err := s.each(s.admin, `INSERT INTO {schema}.cache_lease (user_id, key, holder, expires_at) VALUES
+		($1, 'dying', 'dead', now() + interval '1 second'), ($1, 'future', 'dead', now() + interval '1 day')`, user); err != nil {
+		t.Fatal(err)
+	}
 	var asked [][]string
 	got, err := c.GetOrSetMany(bounded(t), []string{"dying", "own", "future"}, 0, func(_ context.Context, missing []string) (map[string]any, error) {
 		asked = append(asked, missing)

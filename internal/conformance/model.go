@@ -30,6 +30,7 @@ var modelTests = []test{
 // before must, and where the expiry lies between the two, the model goes by what
 // the operation saw.
 type model struct {
+	s       *suite
 	t       *testing.T
 	c       *fastpgcache.Cache
 	db      querier // where the cache's writes can be seen
@@ -61,7 +62,7 @@ const (
 
 func (s *suite) newModel(t *testing.T, c *fastpgcache.Cache, seed uint64, prefix string) *model {
 	t.Helper()
-	m := &model{t: t, c: c, db: c.DB(), clock: s.admin, r: rand.New(rand.NewPCG(seed, 0)), entries: make(map[string]entry)}
+	m := &model{s: s, t: t, c: c, db: c.DB(), clock: s.admin, r: rand.New(rand.NewPCG(seed, 0)), entries: make(map[string]entry)}
 	for i := range 4 {
 		m.keys = append(m.keys, fmt.Sprintf("%s%d", prefix, i))
 	}
@@ -76,7 +77,8 @@ func (m *model) now() int64 {
 // expiry is when the row of key expires, or 0 if there is no row.
 func (m *model) expiry(key string) int64 {
 	return m.microseconds(m.db, `SELECT coalesce((
-		SELECT (extract(epoch FROM expires_at) * 1000000)::bigint FROM public.cache WHERE user_id = current_user AND key = $1), 0)`, key)
+		SELECT (extract(epoch FROM expires_at) * 1000000)::bigint FROM `+
+		m.s.union(`SELECT expires_at FROM {schema}.cache WHERE user_id = current_user AND key = $1`)+`), 0)`, key)
 }
 
 func (m *model) microseconds(db querier, query string, args ...any) (v int64) {

@@ -169,8 +169,8 @@ func (s *suite) lose(t *testing.T, role, key string, run func() error) error {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	const sql = `UPDATE public.cache SET value = 'concurrent' WHERE user_id = $1 AND key = $2`
-	if _, err := tx.Exec(sql, role, key); err != nil {
+	const sql = `UPDATE {schema}.cache SET value = 'concurrent' WHERE user_id = $1 AND key = $2`
+	if err := s.each(tx, sql, role, key); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)

@@ -230,7 +230,7 @@ func testColumns(s *suite, t *testing.T) {
 		mustSet(t, c, "k", value, 0)
 		var text *string
 		var binary []byte
-		row := s.admin.QueryRow(`SELECT value, value_bytes FROM public.cache WHERE user_id = $1 AND key = 'k'`, user)
+		row := s.admin.QueryRow(`SELECT value, value_bytes FROM `+s.union(`SELECT value, value_bytes FROM {schema}.cache WHERE user_id = $1 AND key = 'k'`), user)
 		if err := row.Scan(&text, &binary); err != nil {
 			t.Fatal(err)
 		}
