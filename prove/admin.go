@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
@@ -118,14 +119,16 @@ func restores(t *trial) error {
 		if _, err := other.Exec(`TRUNCATE cache`); err != nil {
 			return err
 		}
-		first := window() + 200
+		first := window() + 300
 		values := map[int]int64{}
+		var rows []string
 		for key := first; key < first+100; key++ {
 			value, text := l.Value()
 			values[key] = value
-			if _, err := other.Exec(`INSERT INTO cache (user_id, key, value) VALUES ('app', $1, $2)`, name(key), text); err != nil {
-				return err
-			}
+			rows = append(rows, fmt.Sprintf(`('app', '%s', '%s')`, name(key), text))
+		}
+		if _, err := other.Exec(`INSERT INTO cache (user_id, key, value) VALUES ` + strings.Join(rows, ", ")); err != nil {
+			return err
 		}
 		args := []string{"-d", t.server.DSN("other"), "--data-only", "-t", "cache", "-f", file}
 		if round%2 == 1 {

