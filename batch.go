@@ -19,7 +19,7 @@ func newBatches(c *Cache) batches {
 	ss := c.statements
 	return batches{
 		get:    ss.new(getManySQL),
-		aged:   ss.new(getManyAgedSQL),
+		aged:   ss.new(c.stamped(getManyAgedSQL, getManyStampedSQL)),
 		set:    ss.new(c.stamped(setManySQL, setManyStampedSQL)),
 		del:    ss.new(deleteManySQL),
 		lock:   ss.new(lockManySQL),
@@ -55,7 +55,17 @@ func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
 }
 
 const getManyAgedSQL = `
-SELECT c.key, c.value, c.value_bytes, date_part('epoch'::text, statement_timestamp()), c.expires
+SELECT c.key, c.value, c.value_bytes, c.remaining
+FROM unnest((SELECT $1::text[])) k(key), LATERAL (
+  SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
+    CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
+    coalesce(date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()), 'Infinity'::float8) AS remaining
+  FROM {schema}.cache
+  WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  LIMIT 1) c`
+
+const getManyStampedSQL = `
+SELECT c.key, c.value, c.value_bytes, c.expires, date_part('epoch'::text, statement_timestamp())
 FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
@@ -67,7 +77,10 @@ FROM unnest((SELECT $1::text[])) k(key), LATERAL (
 // getBatchAged looks up keys, which may repeat, and tells the ends of their lives.
 func (c *Cache) getBatchAged(ctx context.Context, keys []string) ([]lookup, error) {
 	return c.lookups(ctx, c.batches.aged, keys, func(rows *sql.Rows, f *found, value, valueBytes *any) error {
-		return rows.Scan(&f.key, value, valueBytes, &f.now, &f.expires)
+		if c.cfg.MaxStaleness == 0 {
+			return rows.Scan(&f.key, value, valueBytes, &f.expires)
+		}
+		return rows.Scan(&f.key, value, valueBytes, &f.expires, &f.now)
 	})
 }
 
@@ -280,6 +293,9 @@ func (c *Cache) deleteSorted(ctx context.Context, keys []string) (deleted, again
 // error come those that were found nonetheless.
 func (c *Cache) GetMany(ctx context.Context, keys []string) (map[string]Value, error) {
 	values, err := c.getMany(ctx, keys)
+	if err != nil && len(values) == 0 {
+		values = nil
+	}
 	return values, c.fail(ctx, "get many", err)
 }
 
@@ -293,7 +309,7 @@ func (c *Cache) getMany(ctx context.Context, keys []string) (map[string]Value, e
 
 // union makes one map of several, the only one if there is one.
 func union[V any](all []map[string]V) map[string]V {
-	if len(all) == 1 && all[0] != nil {
+	if len(all) == 1 {
 		return all[0]
 	}
 	whole := make(map[string]V)

@@ -29,7 +29,7 @@ func TestAnotherProcessesWritesAreSeenWithinMaxStaleness(t *testing.T) {
 		}
 		wantHit(t, c, key)
 	}
-	if s := c.Stats(); s.FilterAnswers < 20 || s.Local.CatchUps < 5 {
+	if s := c.Stats(); s.Local.Misses < 20 || s.Local.CatchUps < 5 {
 		t.Errorf("the filter took no part: %+v", s)
 	}
 }
@@ -178,10 +178,10 @@ func TestANewEpochMakesANewFilter(t *testing.T) {
 // loadFilterAfter waits for a filter that answers, whatever the last one met with.
 func loadFilterAfter(t testing.TB, c *Cache) {
 	t.Helper()
-	before := c.Stats().FilterAnswers
+	before := c.Stats().Local.Misses
 	eventually(t, "a filter that answers", func() bool {
 		c.Get(context.Background(), "no such key", nil)
-		return c.Stats().FilterAnswers > before
+		return c.Stats().Local.Misses > before
 	})
 }
 

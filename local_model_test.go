@@ -473,15 +473,15 @@ func TestNoAnswerIsWrong(t *testing.T) {
 	var sum Stats
 	for _, c := range caches {
 		s := c.Stats()
-		sum.FilterAnswers += s.FilterAnswers
-		sum.LocalHits += s.LocalHits
+		sum.Local.Misses += s.Local.Misses
+		sum.Local.Hits += s.Local.Hits
 		sum.Local.Resets += s.Local.Resets
 		sum.Local.CatchUps += s.Local.CatchUps
 		sum.Local.FilterLoads += s.Local.FilterLoads
 	}
 	t.Logf("%d operations in %v: %d misses and %d hits answered from memory, %d catch-ups, %d resets, %d filters",
-		ops.Load(), time.Since(begin).Round(time.Millisecond), sum.FilterAnswers, sum.LocalHits, sum.Local.CatchUps, sum.Local.Resets, sum.Local.FilterLoads)
-	if sum.FilterAnswers < 50 || sum.LocalHits < 500 || sum.Local.CatchUps < 20 || sum.Local.FilterLoads < 10 {
+		ops.Load(), time.Since(begin).Round(time.Millisecond), sum.Local.Misses, sum.Local.Hits, sum.Local.CatchUps, sum.Local.Resets, sum.Local.FilterLoads)
+	if sum.Local.Misses < 50 || sum.Local.Hits < 500 || sum.Local.CatchUps < 20 || sum.Local.FilterLoads < 10 {
 		t.Error("too little for a verdict")
 	}
 }
@@ -581,7 +581,7 @@ func TestModelProcess(t *testing.T) {
 	for _, a := range actors {
 		got.Events = append(got.Events, a.Events...)
 	}
-	got.Answers = c.Stats().FilterAnswers
+	got.Answers = c.Stats().Local.Misses
 	c.Close()
 	check(t, json.NewEncoder(os.Stdout).Encode(got))
 }

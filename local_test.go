@@ -115,9 +115,9 @@ func keepKeys(t *testing.T, c, by *Cache, keys ...string) {
 	catchUp(t, c)
 	for _, key := range keys {
 		eventually(t, "a hit from memory", func() bool {
-			before := c.Stats().LocalHits
+			before := c.Stats().Local.Hits
 			wantHit(t, c, key)
-			return c.Stats().LocalHits > before
+			return c.Stats().Local.Hits > before
 		})
 	}
 }
@@ -328,7 +328,7 @@ func TestOwnWritesAreAnsweredFromMemory(t *testing.T) {
 	if ttl, _, err := c.TTL(ctx, "a"); ttl > time.Hour || ttl < time.Hour-time.Minute || err != nil {
 		t.Errorf("got TTL %v, %v, want an hour", ttl, err)
 	}
-	if after := c.Stats(); after.Statements != before.Statements || after.LocalHits-before.LocalHits != 5 || after.Hits-before.Hits != 5 {
+	if after := c.Stats(); after.Statements != before.Statements || after.Local.Hits-before.Local.Hits != 5 || after.Hits-before.Hits != 5 {
 		t.Errorf("got %+v, had %+v", after, before)
 	}
 }

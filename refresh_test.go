@@ -73,9 +73,9 @@ func TestGetOrRefreshOfAKeptValueRefreshesIt(t *testing.T) {
 	}
 	keep := func() {
 		eventually(t, "the value is kept", func() bool {
-			before := c.Stats().LocalHits
+			before := c.Stats().Local.Hits
 			ask()
-			return c.Stats().LocalHits > before
+			return c.Stats().Local.Hits > before
 		})
 	}
 	if got := ask(); got != "new 1" {

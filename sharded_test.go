@@ -289,7 +289,7 @@ func TestOneShardDown(t *testing.T) {
 	check(t, c.Set(ctx, kept, "kept", 0))
 	eventually(t, "an answer from memory", func() bool {
 		_, err := c.Get(ctx, kept, nil)
-		return err == nil && shards["b"].Stats().LocalHits > 0
+		return err == nil && shards["b"].Stats().Local.Hits > 0
 	})
 
 	server.down.Store(true)

@@ -26,7 +26,7 @@ func newSingle(c *Cache) single {
 	return single{
 		set:    ss.one(c.stamped(setSQL, setStampedSQL)),
 		get:    ss.one(getSQL),
-		aged:   ss.one(getAgedSQL),
+		aged:   ss.one(c.stamped(getAgedSQL, getStampedSQL)),
 		del:    ss.one(deleteSQL),
 		exists: ss.one(existsSQL),
 
@@ -148,9 +148,10 @@ type lookup struct {
 	large bool // there, but to be fetched by a statement of its own
 	kept  bool // this is an answer from memory, and counted
 
-	// Of an aged lookup that found something.
-	now     float64 // the server's clock, in seconds since 1970
-	expires float64 // likewise; +Inf: never
+	// Of an aged lookup that found something: the server's clock, in seconds since 1970, or
+	// 0 where only the difference was asked for.
+	expires float64 // +Inf: never
+	now     float64
 }
 
 // Get looks key up and fills dest, if it is there. What dest points to says how:
@@ -222,9 +223,19 @@ func (c *Cache) getOne(ctx context.Context, key string) (lookup, error) {
 	return hit, err
 }
 
+// Of two clocks that stand at infinity PostgreSQL before 17 gives no difference, of their
+// seconds it does.
 const getAgedSQL = `
-SELECT value, value_bytes, date_part('epoch'::text, statement_timestamp()),
-  coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8)
+SELECT value, value_bytes,
+  coalesce(date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()), 'Infinity'::float8)
+FROM {schema}.cache
+WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
+LIMIT 1`
+
+// getStampedSQL is getAgedSQL where local answers need the server's clock, too.
+const getStampedSQL = `
+SELECT value, value_bytes,
+  coalesce(date_part('epoch'::text, expires_at), 'Infinity'::float8), date_part('epoch'::text, statement_timestamp())
 FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
@@ -278,7 +289,11 @@ func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 	hit, found, err := first(query(ctx, c, c.single.aged, c.args(key), func(rows *sql.Rows) (lookup, error) {
 		hit := lookup{found: true}
 		var value, valueBytes any
-		err := rows.Scan(&value, &valueBytes, &hit.now, &hit.expires)
+		dest := []any{&value, &valueBytes, &hit.expires, &hit.now}
+		if c.cfg.MaxStaleness == 0 {
+			dest = dest[:3]
+		}
+		err := rows.Scan(dest...)
 		hit.value, _ = fromColumns(value, valueBytes)
 		return hit, err
 	}))

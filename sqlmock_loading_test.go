@@ -182,7 +182,7 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 
 func TestGetOrRefreshSendsTheDocumentedStatements(t *testing.T) {
 	for _, mode := range mockModes[:2] {
-		aged := func(left float64) answer { return answer{rows: [][]driver.Value{{"old", nil, 1000.0, 1000 + left}}} }
+		aged := func(left float64) answer { return answer{rows: [][]driver.Value{{"old", nil, left}}} }
 		for _, step := range []loading{{
 			name: "fresh",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {

@@ -21,15 +21,15 @@ type Stats struct {
 
 	LastCleanup time.Time // when this cache last was through with a cleanup; zero: never
 
-	FilterAnswers int64 // misses that were answered from memory, without a statement
-	LocalHits     int64 // hits that were answered from memory, without a statement
+	FilterAnswers int64 // misses that were answered from memory: Local.Misses
+	LocalHits     int64 // hits that were answered from memory: Local.Hits
 	Local         LocalStats
 }
 
 // LocalStats is of the answers from memory that Config.MaxStaleness turns on.
 type LocalStats struct {
-	Hits      int64         // answered from kept values, as Stats.LocalHits
-	Misses    int64         // answered from the filter, as Stats.FilterAnswers
+	Hits      int64         // answered from kept values, without a statement; Stats.Hits has them, too
+	Misses    int64         // answered from the filter, without a statement; Stats.Misses has them, too
 	Values    int           // kept now, those that may not be answered any more among them
 	Bytes     int64         // of memory that they take, about
 	Evictions int64         // values that had to go for others

@@ -53,7 +53,7 @@ func TestConfigAndDSN(t *testing.T) {
 	if err := cache.Set(t.Context(), "k", 1, 0); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); cache.Stats().LocalHits == 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); cache.Stats().Local.Hits == 0; time.Sleep(time.Millisecond) {
 		if _, err := cache.Get(t.Context(), "k", nil); err != nil || time.Now().After(deadline) {
 			t.Fatal("MaxStaleness did nothing", err)
 		}

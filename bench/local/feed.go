@@ -20,12 +20,12 @@ func watchFeed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.stop()
+	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
 	if err := s.fill(ctx, value); err != nil {
 		return err
 	}
-	db, err := sql.Open("postgres", s.pg.DSN("postgres"))
+	db, err := sql.Open("postgres", s.DSN())
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func watchFeed(ctx context.Context) error {
 }
 
 func (s *servers) write(ctx context.Context, db *sql.DB, value string, d time.Duration) (rate float64, err error) {
-	c, err := fastpgcache.Open(s.pg.DSN("postgres"), fastpgcache.Config{DisableCoalescing: true})
+	c, err := fastpgcache.Open(s.DSN(), fastpgcache.Config{DisableCoalescing: true})
 	if err != nil {
 		return 0, err
 	}

@@ -22,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/fastpgcache/fastpgcache/bench/internal/chart"
 )
 
 var (
@@ -31,7 +33,7 @@ var (
 	callers   = flag.String("callers", "64,256", "numbers of goroutines")
 	writes    = flag.String("writes", "0,2,10", "percentages of SETs")
 	staleness = flag.Duration("staleness", 50*time.Millisecond, "MaxStaleness, of local")
-	chart     = flag.String("chart", "", "file for a chart, as SVG")
+	svg       = flag.String("svg", "", "file for a chart")
 	feed      = flag.Duration("feed", 0, "write for that long instead, and watch the feed")
 	ratios    = flag.Bool("hitratio", false, "compare hit ratios instead")
 )
@@ -89,7 +91,7 @@ func compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.stop()
+	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
 	if err := s.fill(ctx, value); err != nil {
 		return err
@@ -116,7 +118,7 @@ func compare(ctx context.Context) error {
 		fmt.Printf(" %s |", sys.name)
 	}
 	fmt.Print(" local / go-redis | local / DoCache | local / otter | p99 of local reads |\n|--:|--:|" + strings.Repeat("--:|", len(systems)+4) + "\n")
-	var bars []group
+	panel := chart.Panel{Title: fmt.Sprintf("Operations a second, 100,000 keys of 100 bytes, MaxStaleness %v", *staleness)}
 	for _, n := range numbers(*callers) {
 		for _, percent := range numbers(*writes) {
 			rates, p99 := map[string][]float64{}, []time.Duration{}
@@ -133,13 +135,13 @@ func compare(ctx context.Context) error {
 				}
 			}
 			fmt.Printf("| %d | %d %% |", n, percent)
-			g := group{label: fmt.Sprintf("%d callers, %d %% SET", n, percent)}
+			g := chart.Group{Label: fmt.Sprintf("%d callers\n%d %% SET", n, percent)}
 			for _, sys := range systems {
 				m := median(rates[sys.name])
 				fmt.Printf(" %.0f |", m)
-				g.bars = append(g.bars, m)
+				g.Values = append(g.Values, m)
 			}
-			bars = append(bars, g)
+			panel.Groups = append(panel.Groups, g)
 			for _, peer := range []string{"go-redis", "rueidis-docache", "otter"} {
 				if peer == "otter" && percent > 0 {
 					fmt.Print(" |")
@@ -150,15 +152,15 @@ func compare(ctx context.Context) error {
 			fmt.Printf(" %v |\n", median(p99))
 			if os.Getenv("DEBUG") != "" {
 				st := systems[0].stats()
-				fmt.Fprintf(os.Stderr, "hits %d local %d catchups %d statements %d keys %d resets %d\n", st.Hits, st.LocalHits, st.Local.CatchUps, st.Statements, st.Keys, st.Local.Resets)
+				fmt.Fprintf(os.Stderr, "hits %d local %d catchups %d statements %d keys %d resets %d\n", st.Hits, st.Local.Hits, st.Local.CatchUps, st.Statements, st.Keys, st.Local.Resets)
 			}
 		}
 	}
 	if err := single(ctx, s, keys); err != nil {
 		return err
 	}
-	if *chart != "" {
-		return writeChart(*chart, strings.Split(*names, ","), bars)
+	if *svg != "" {
+		return os.WriteFile(*svg, []byte(chart.Columns(strings.Split(*names, ","), 10_000, []chart.Panel{panel})), 0o644)
 	}
 	return nil
 }
@@ -246,7 +248,7 @@ func single(ctx context.Context, s *servers, keys []string) error {
 		c.Get(ctx, keys[0], &v)
 		c.Get(ctx, "missing", &v)
 		time.Sleep(time.Millisecond)
-		if stats := c.Stats(); stats.LocalHits > 10 && stats.FilterAnswers > 10 {
+		if stats := c.Stats(); stats.Local.Hits > 10 && stats.Local.Misses > 10 {
 			break
 		}
 	}

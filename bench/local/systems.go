@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
-	"os/exec"
 	"time"
 
 	_ "github.com/lib/pq"
@@ -15,7 +13,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/fastpgcache/fastpgcache"
-	"github.com/fastpgcache/fastpgcache/internal/pgtest"
+	"github.com/fastpgcache/fastpgcache/bench/internal/peers"
 )
 
 const ttl = time.Hour
@@ -32,55 +30,20 @@ type system struct {
 var errMiss = errors.New("miss")
 
 // servers are the throwaway PostgreSQL and Redis.
-type servers struct {
-	pg    *pgtest.Server
-	redis *exec.Cmd
-	addr  string // of redis
-}
+type servers struct{ *peers.Servers }
 
 func startServers(ctx context.Context) (*servers, error) {
-	s := &servers{}
-	var err error
-	if s.pg, err = pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{"shared_buffers": "512MB"}}); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, errors.Join(err, s.stop())
-	}
-	s.addr = l.Addr().String()
-	l.Close()
-	_, port, _ := net.SplitHostPort(s.addr)
-	s.redis = exec.CommandContext(ctx, "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-	if err := s.redis.Start(); err != nil {
-		s.redis = nil
-		return nil, errors.Join(fmt.Errorf("%w (install redis-server)", err), s.stop())
-	}
-	for range 100 {
-		if conn, err := net.Dial("tcp", s.addr); err == nil {
-			conn.Close()
-			return s, nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return nil, errors.Join(errors.New("redis-server does not answer"), s.stop())
-}
-
-func (s *servers) stop() error {
-	if s.redis != nil {
-		s.redis.Process.Kill()
-		s.redis.Wait()
-	}
-	return s.pg.Stop()
+	s, err := peers.Start(ctx)
+	return &servers{s}, err
 }
 
 func (s *servers) cache(staleness time.Duration) (*fastpgcache.Cache, error) {
-	return fastpgcache.Open(s.pg.DSN("postgres"), fastpgcache.Config{MaxStaleness: staleness})
+	return fastpgcache.Open(s.DSN(), fastpgcache.Config{MaxStaleness: staleness})
 }
 
 // fill stores every key, in both.
 func (s *servers) fill(ctx context.Context, value string) error {
-	db, err := sql.Open("postgres", s.pg.DSN("postgres"))
+	db, err := sql.Open("postgres", s.DSN())
 	if err != nil {
 		return err
 	}
@@ -101,7 +64,7 @@ func (s *servers) fill(ctx context.Context, value string) error {
 	if err := c.SetMany(ctx, items, ttl); err != nil {
 		return err
 	}
-	r := redis.NewClient(&redis.Options{Addr: s.addr})
+	r := redis.NewClient(&redis.Options{Addr: s.Redis})
 	defer r.Close()
 	for i := 0; i < len(names); i += 1000 {
 		pipe := r.Pipeline()
@@ -139,7 +102,7 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		sys.stats = c.Stats
 		sys.close = func() { c.Close() }
 	case "go-redis", "go-redis-cached": // since v9.22 it keeps values, too, and hears of changes every 5 ms
-		o := &redis.Options{Addr: s.addr}
+		o := &redis.Options{Addr: s.Redis}
 		if name == "go-redis-cached" {
 			o.Protocol, o.ClientSideCacheConfig = 3, &redis.ClientSideCacheConfig{MaxMemoryBytes: 64 << 20}
 		}
@@ -148,7 +111,7 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl).Err() }
 		sys.close = func() { c.Close() }
 	case "rueidis", "rueidis-docache":
-		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.addr}, DisableCache: name == "rueidis"})
+		c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.Redis}, DisableCache: name == "rueidis"})
 		if err != nil {
 			return nil, err
 		}

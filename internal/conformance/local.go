@@ -38,7 +38,7 @@ func testLocal(s *suite, t *testing.T) {
 		before := c.Stats()
 		await(t, "a miss from memory", func() bool {
 			want("missing", "")
-			return c.Stats().FilterAnswers > before.FilterAnswers
+			return c.Stats().Local.Misses > before.Local.Misses
 		})
 		want(key, "")
 		if err := other.Set(ctx, key, value, time.Hour); err != nil {
@@ -48,7 +48,7 @@ func testLocal(s *suite, t *testing.T) {
 		want(key, value)
 		await(t, "a hit from memory", func() bool {
 			want(key, value)
-			return c.Stats().LocalHits > before.LocalHits
+			return c.Stats().Local.Hits > before.Local.Hits
 		})
 		if ttl, found, err := c.TTL(ctx, key); !found || ttl > time.Hour || ttl < time.Hour-time.Minute || err != nil {
 			t.Errorf("TTL: got %v, %v, %v", ttl, found, err)

@@ -1,6 +1,7 @@
 package prommetrics
 
 import (
+	"os"
 	"reflect"
 	"strings"
 	"sync"
@@ -43,6 +44,19 @@ func TestNamesThatUsersHaveInTheirDashboardsStay(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestThePageHasEveryMetric(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range figures.All {
+		row := "| `" + name(f.Name, f.Unit, f.Counter) + "` | `" + f.Name + "` | "
+		if !strings.Contains(string(page), row) {
+			t.Errorf("docs/metrics.md has no %s", row)
+		}
 	}
 }
 

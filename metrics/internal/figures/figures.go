@@ -39,9 +39,9 @@ var All = []Figure{
 		}),
 
 	counter("fastpgcache.local.hits", "{key}", "Hits that were answered from memory.",
-		func(s *fastpgcache.Stats) int64 { return s.LocalHits }),
+		func(s *fastpgcache.Stats) int64 { return s.Local.Hits }),
 	counter("fastpgcache.local.misses", "{key}", "Misses that were answered from memory, by the filter.",
-		func(s *fastpgcache.Stats) int64 { return s.FilterAnswers }),
+		func(s *fastpgcache.Stats) int64 { return s.Local.Misses }),
 	gauge("fastpgcache.local.values", "{value}", "Values held in memory.",
 		func(s *fastpgcache.Stats) float64 { return float64(s.Local.Values) }),
 	gauge("fastpgcache.local.size", "By", "Memory that the values held take, about.",

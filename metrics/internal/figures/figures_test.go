@@ -12,8 +12,8 @@ import (
 var elsewhere = map[string]string{
 	"Latency.Counts": "the histogram",
 	"Latency.Sum":    "the histogram",
-	"Local.Hits":     "the same as LocalHits",
-	"Local.Misses":   "the same as FilterAnswers",
+	"LocalHits":      "the same as Local.Hits",
+	"FilterAnswers":  "the same as Local.Misses",
 }
 
 func TestEveryFieldOfStatsIsOneFigure(t *testing.T) {
