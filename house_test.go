@@ -2,6 +2,7 @@ package fastpgcache_test
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,5 +90,22 @@ func TestMechanismsKnowNeitherSQLNorACache(t *testing.T) {
 	}
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		t.Errorf("the mechanisms alone: %v\n%s", err, out)
+	}
+}
+
+func TestNoFileIsTooLong(t *testing.T) {
+	const most = 500 // lines
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(path) != ".go" {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if n := bytes.Count(text, []byte("\n")); n > most {
+			t.Errorf("%s has %d lines: its concept is two", path, n)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
