@@ -7,10 +7,10 @@ import (
 
 // rule is what migrations.sql and the package do, in memory: entries have an age, in
 // transactions; those that are read are noted and, now and then, the old ones of them
-// touched; walks sum by age what is there, and evict the oldest.
+// touched; walks sum up by age what is there, and evict the oldest.
 type rule struct {
 	limit   int // entries
-	queues  int // 1, or 2: with probation
+	queues  int // 2, with probation, as it is; or 1
 	round   int // accesses between two rounds
 	entries map[uint64]*ruleEntry
 
@@ -32,8 +32,8 @@ type ruleEntry struct {
 
 const (
 	seenBits   = 1 << 18
-	maxPending = 2000
-	perOctave  = 8
+	maxPending = 1000
+	perOctave  = 2
 )
 
 func newRule(limit, queues, round int) *rule {
@@ -59,7 +59,7 @@ func (r *rule) access(key uint64) bool {
 
 func (r *rule) note(key uint64) {
 	h := (key * 0x9E3779B97F4A7C15) >> 20 % seenBits
-	if r.seen[h/64]>>(h%64)&1 == 1 || len(r.pending) == maxPending || len(r.entries) < r.limit/2 {
+	if r.seen[h/64]>>(h%64)&1 == 1 || len(r.pending) == maxPending || len(r.entries) < r.limit/4 {
 		return
 	}
 	r.seen[h/64] |= 1 << (h % 64)
