@@ -33,6 +33,7 @@ type proxy struct {
 }
 
 func newProxy(t *trial, upstream string) (*proxy, error) {
+	zerolog.SetGlobalLevel(zerolog.Disabled)
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxy{Proxy: toxiproxy.NewProxy(server, t.result.Name, "127.0.0.1:0", upstream)}
 	if err := p.Start(); err != nil {
