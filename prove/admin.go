@@ -204,9 +204,12 @@ func revocations(t *trial) error {
 	return err
 }
 
-// hidden notes that from start until now nobody saw the entries, which are there still.
+// hidden notes that from start until now nobody saw the entries, which are there still:
+// a deletion found nothing to delete.
 func (t *trial) hidden(l *history.Log, start int64) {
-	l.Note(history.Event{Kind: history.Removed, Key: history.AllKeys, Start: start, End: history.Now()})
+	end := history.Now()
+	l.Note(history.Event{Kind: history.Removed, Key: history.AllKeys, Start: start, End: end})
+	t.vain = append(t.vain, [2]int64{start, end})
 }
 
 func connectionLimits(t *trial) error {
