@@ -1,7 +1,6 @@
 package fastpgcache_test
 
 import (
-	"bytes"
 	"database/sql"
 	"os"
 	"path/filepath"
@@ -90,33 +89,6 @@ func TestTheReadmesLinksLeadSomewhere(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
-		}
-	}
-}
-
-func TestTheMapHasEveryFile(t *testing.T) {
-	text, err := os.ReadFile("CONTRIBUTING.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, text, _ = bytes.Cut(text, []byte("## A map of the files"))
-	text, _, _ = bytes.Cut(text, []byte("\n## "))
-	onMap := map[string]bool{}
-	for _, m := range regexp.MustCompile("`([^`]+)`").FindAllSubmatch(text, -1) {
-		onMap[string(m[1])] = true
-	}
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		if !strings.HasSuffix(file, "_test.go") && file != "doc.go" && !onMap[file] {
-			t.Errorf("%s is not on the map of CONTRIBUTING.md", file)
-		}
-	}
-	for place := range onMap {
-		if matches, err := filepath.Glob(place); err == nil && len(matches) == 0 && strings.ContainsAny(place, "./") {
-			t.Errorf("%s is on the map of CONTRIBUTING.md, and not there", place)
 		}
 	}
 }

@@ -3,7 +3,7 @@
 //	cache, err := lakebase.Open(ctx, lakebase.Config{Instance: "my_instance"}, fastpgcache.Config{})
 //
 // It looks up the host and the user in the workspace and keeps the token fresh, for provisioned instances (the Database API)
-// and autoscaling endpoints (the Postgres API). It is a package of its own because the Databricks SDK is large.
+// and autoscaling projects (the Postgres API). It is a package of its own because the Databricks SDK is large.
 package lakebase
 
 import (
@@ -13,25 +13,19 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/databricks/databricks-sdk-go"
 	"github.com/databricks/databricks-sdk-go/apierr"
-	"github.com/databricks/databricks-sdk-go/service/database"
 	"github.com/databricks/databricks-sdk-go/service/iam"
-	"github.com/databricks/databricks-sdk-go/service/postgres"
 
 	"github.com/fastpgcache/fastpgcache"
 )
 
-const (
-	retryTimeoutSeconds = 30 // how long the SDK tries; its default of 5 minutes is longer than TokenCache waits
-	httpTimeoutSeconds  = 15 // how long it waits for an answer; its default is 60
-)
-
 // Config says which Lakebase database to use, and as whom. Either Instance or Endpoint is required.
 type Config struct {
-	Instance string // The name of a provisioned instance.
+	// Instance is the name of a provisioned instance, or of an autoscaling project, as which such an instance goes on when
+	// it is upgraded: then the endpoint is the read-write one of its default branch.
+	Instance string
 	Endpoint string // The name of an autoscaling endpoint, projects/{project}/branches/{branch}/endpoints/{endpoint}.
 
 	// Profile is a section of ~/.databrickscfg. Defaults to the SDK's own search, which finds the DATABRICKS_ variables of the
@@ -83,18 +77,18 @@ func Open(ctx context.Context, cfg Config, cache fastpgcache.Config) (*fastpgcac
 // NewConnector returns a connector for [database/sql.OpenDB], having looked up what cfg leaves open and fetched a token. Its
 // Tokens method returns the [fastpgcache.TokenCache].
 func NewConnector(ctx context.Context, cfg Config) (*fastpgcache.Connector, error) {
-	cfg, err := cfg.withClient(ctx)
+	w, err := cfg.workspace(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Host == "" {
-		if cfg.Host, err = await(ctx, cfg.lookUpHost); err != nil {
+		if cfg.Host, err = await(ctx, w.lookUpHost); err != nil {
 			return nil, stepError("look up the host of "+cfg.target(), err)
 		}
 	}
 	if cfg.User == "" {
 		me, err := await(ctx, func(ctx context.Context) (*iam.User, error) {
-			return cfg.Client.CurrentUser.Me(ctx, iam.MeRequest{})
+			return w.users.Me(ctx, iam.MeRequest{})
 		})
 		if err == nil && me.UserName == "" {
 			err = errors.New("the workspace returned no user name")
@@ -104,7 +98,7 @@ func NewConnector(ctx context.Context, cfg Config) (*fastpgcache.Connector, erro
 		}
 		cfg.User = me.UserName
 	}
-	tokens, err := cfg.newTokenCache(ctx)
+	tokens, err := w.newTokenCache(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -117,109 +111,24 @@ func NewConnector(ctx context.Context, cfg Config) (*fastpgcache.Connector, erro
 
 // NewTokenCache returns the tokens alone, for another driver, having fetched the first.
 func NewTokenCache(ctx context.Context, cfg Config) (*fastpgcache.TokenCache, error) {
-	cfg, err := cfg.withClient(ctx)
+	w, err := cfg.workspace(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return cfg.newTokenCache(ctx)
+	return w.newTokenCache(ctx)
 }
 
-func (cfg Config) newTokenCache(ctx context.Context) (*fastpgcache.TokenCache, error) {
-	tokens := fastpgcache.NewTokenCache(cfg.fetchToken)
-	if _, err := tokens.Refresh(ctx); err != nil {
-		return nil, err
-	}
-	return tokens, nil
-}
-
-// withClient checks cfg and returns it with a Client that has logged in to the workspace.
-func (cfg Config) withClient(ctx context.Context) (Config, error) {
+// workspace checks cfg, and logs in to the workspace.
+func (cfg Config) workspace(ctx context.Context) (*workspace, error) {
 	if (cfg.Instance == "") == (cfg.Endpoint == "") {
-		return cfg, fmt.Errorf("fastpgcache: lakebase: %w: give either Instance or Endpoint", fastpgcache.ErrInvalidConfig)
+		return nil, fmt.Errorf("fastpgcache: lakebase: %w: give either Instance or Endpoint", fastpgcache.ErrInvalidConfig)
 	}
-	client, err := await(ctx, cfg.logIn)
+	w, err := await(ctx, cfg.logIn)
 	if err != nil {
-		return cfg, fmt.Errorf("fastpgcache: lakebase: workspace client: %w (check its credentials, in Profile and ~/.databrickscfg "+
+		return nil, fmt.Errorf("fastpgcache: lakebase: workspace client: %w (check its credentials, in Profile and ~/.databrickscfg "+
 			"or the DATABRICKS_ variables of the environment, and the network to the workspace)", err)
 	}
-	cfg.Client = client
-	return cfg, nil
-}
-
-func (cfg Config) logIn(ctx context.Context) (*databricks.WorkspaceClient, error) {
-	client := cfg.Client
-	if client == nil {
-		var err error
-		client, err = databricks.NewWorkspaceClient(&databricks.Config{
-			Profile:             cfg.Profile,
-			RetryTimeoutSeconds: retryTimeoutSeconds,
-			HTTPTimeoutSeconds:  httpTimeoutSeconds,
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	// A request that is not sent: the SDK gets its header, for which it may have to log in.
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, client.Config.Host, nil)
-	if err != nil {
-		return nil, err
-	}
-	return client, client.Config.Authenticate(req)
-}
-
-func (cfg Config) lookUpHost(ctx context.Context) (string, error) {
-	if cfg.Endpoint != "" {
-		endpoint, err := cfg.Client.Postgres.GetEndpoint(ctx, postgres.GetEndpointRequest{Name: cfg.Endpoint})
-		switch {
-		case err != nil:
-			return "", err
-		case endpoint.Status == nil || endpoint.Status.Hosts == nil || endpoint.Status.Hosts.Host == "":
-			return "", errors.New("it has no host yet")
-		case endpoint.Status.EndpointType == postgres.EndpointTypeEndpointTypeReadOnly:
-			return "", errors.New("it is a read replica, where an unlogged table cannot be read: use the branch's read-write endpoint")
-		}
-		return endpoint.Status.Hosts.Host, nil
-	}
-	instance, err := cfg.Client.Database.GetDatabaseInstance(ctx, database.GetDatabaseInstanceRequest{Name: cfg.Instance})
-	switch {
-	case err != nil:
-		return "", err
-	case instance.ReadWriteDns == "":
-		return "", fmt.Errorf("it has no read-write host; its state is %q", instance.State)
-	}
-	return instance.ReadWriteDns, nil
-}
-
-// fetchToken asks the workspace for a password. It lasts an hour and is checked at login only
-// (https://docs.databricks.com/aws/en/oltp/authentication, …/oltp/projects/authentication).
-func (cfg Config) fetchToken(ctx context.Context) (fastpgcache.Token, error) {
-	token, err := cfg.generateCredential(ctx)
-	if err != nil {
-		return fastpgcache.Token{}, explain("generate a token for "+cfg.target(), err)
-	}
-	return token, nil
-}
-
-func (cfg Config) generateCredential(ctx context.Context) (fastpgcache.Token, error) {
-	if cfg.Endpoint != "" {
-		cred, err := cfg.Client.Postgres.GenerateDatabaseCredential(ctx, postgres.GenerateDatabaseCredentialRequest{Endpoint: cfg.Endpoint})
-		if err != nil {
-			return fastpgcache.Token{}, err
-		}
-		if cred.ExpireTime == nil {
-			return fastpgcache.Token{}, errors.New("the token came without an expiry time")
-		}
-		return fastpgcache.Token{Value: cred.Token, Expiry: cred.ExpireTime.AsTime()}, nil
-	}
-	cred, err := cfg.Client.Database.GenerateDatabaseCredential(ctx, database.GenerateDatabaseCredentialRequest{InstanceNames: []string{cfg.Instance}})
-	if err != nil {
-		return fastpgcache.Token{}, err
-	}
-	expiry, err := time.Parse(time.RFC3339, cred.ExpirationTime)
-	if err != nil {
-		return fastpgcache.Token{}, fmt.Errorf("the token's expiry time: %v", err)
-	}
-	return fastpgcache.Token{Value: cred.Token, Expiry: expiry}, nil
+	return w, nil
 }
 
 // await calls f and returns when ctx ends even if f does not: the SDK reads the workspace's metadata and logs in to it on
@@ -264,7 +173,8 @@ func explain(step string, err error) error {
 			err = cause
 		}
 	case api.StatusCode == http.StatusNotFound:
-		check = " (check the exact name, and that it is in this workspace)"
+		check = " (check the exact name, and that it is in this workspace. Another branch than the default one, or a project whose " +
+			"name is not the instance's, needs Endpoint instead of Instance: projects/…/branches/…/endpoints/…)"
 	case api.StatusCode == http.StatusUnauthorized, api.StatusCode == http.StatusForbidden:
 		check = " (check the workspace client's credentials, and what they permit)"
 	case api.StatusCode == http.StatusTooManyRequests, api.StatusCode >= 500:

@@ -107,6 +107,55 @@ func TestOpenNeedsOnlyTheName(t *testing.T) {
 	wantNoGoroutineLeft(t)
 }
 
+// An instance that is created or upgraded since March 2026 is an autoscaling project, of which the provisioned API knows nothing.
+func TestInstanceFindsTheProjectThatItBecame(t *testing.T) {
+	w, _ := newLakebase(t)
+	w.Upgraded = true
+	for name, instance := range map[string]string{"by its name": lakebasetest.Instance, "by its id": "p"} {
+		t.Run(name, func(t *testing.T) {
+			cache, err := lakebase.Open(t.Context(), lakebase.Config{Instance: instance, Client: w.Client(t)}, fastpgcache.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cache.Close()
+		})
+	}
+	for name, answer := range map[string]struct{ part, body, want string }{
+		"two of that name": {"postgres/projects", `{"projects": [{"name": "projects/a", "status": {"display_name": "twins"}}, {"name": "projects/b", "status": {"display_name": "twins"}}]}`, "give the Endpoint"},
+		"no endpoint":      {"production/endpoints", `{}`, "no read-write endpoint"},
+		"none":             {"nothing", `{}`, "needs Endpoint instead of Instance"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := lakebase.Config{Instance: map[string]string{"two of that name": "twins", "no endpoint": "p", "none": "nobody"}[name], Client: w.Client(t)}
+			w.Intercept(answer.part, func(rw http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/twins") {
+					lakebasetest.Fail(rw, http.StatusNotFound, "no such project")
+					return
+				}
+				fmt.Fprint(rw, answer.body)
+			})
+			defer w.Intercept("", nil)
+			if _, err := lakebase.NewConnector(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), answer.want) {
+				t.Errorf("got %v, want it to say %q", err, answer.want)
+			}
+		})
+	}
+}
+
+// An upgrade while a program runs: the next token is the endpoint's.
+func TestTokensGoOnWhenTheInstanceIsUpgraded(t *testing.T) {
+	w := lakebasetest.NewWorkspace(t)
+	w.Issue = func() (string, time.Time, error) { return "t", time.Now().Add(time.Hour), nil }
+	tokens, err := lakebase.NewTokenCache(t.Context(), lakebase.Config{Instance: lakebasetest.Instance, Client: w.Client(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	failOn(w, "api/2.0/database", http.StatusNotFound, "")
+	if _, err := tokens.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // failOn fails the requests whose path contains part.
 func failOn(w *lakebasetest.Workspace, part string, status int, body string) {
 	w.Intercept(part, func(rw http.ResponseWriter, r *http.Request) {

@@ -35,6 +35,11 @@ func measureAll(ctx context.Context, p plan) (samples, error) {
 		if err := s.Fill(ctx, p.keys, value); err != nil {
 			return nil, err
 		}
+		if slices.Contains(p.systems, "4-shards-pq") {
+			if err := s.FillShards(ctx, p.keys, value); err != nil {
+				return nil, err
+			}
+		}
 		for _, op := range p.ops {
 			for _, callers := range p.callers {
 				set := setting{op, callers, size}

@@ -27,11 +27,12 @@ type options struct {
 	databricks                  bool
 	instance, endpoint, profile string
 
-	setup fastpgcache.SetupConfig
-	label string // whose entries
-	by    string // what top goes by
-	limit int    // of what is listed; 0: the command's own
-	json  bool
+	setup  fastpgcache.SetupConfig
+	shards int    // schemas that the cache is spread over; 0: it is one
+	label  string // whose entries
+	by     string // what top goes by
+	limit  int    // of what is listed; 0: the command's own
+	json   bool
 }
 
 // parse reads the command line: flags may stand before and after the command.
@@ -57,6 +58,7 @@ func parse(args []string) (*options, error) {
 		return err
 	})
 	flags.BoolVar(&o.setup.Force, "force", false, "")
+	flags.IntVar(&o.shards, "shards", 0, "")
 	flags.StringVar(&o.label, "label", "", "")
 	flags.StringVar(&o.by, "by", "bytes", "")
 	flags.IntVar(&o.limit, "limit", 0, "")
@@ -90,6 +92,9 @@ func parse(args []string) (*options, error) {
 	}
 	if o.setup.Schema == "" {
 		return nil, errors.New("--schema is empty")
+	}
+	if o.set["shards"] && (o.shards < 1 || o.shards > maxShards) {
+		return nil, fmt.Errorf("--shards %d is not between 1 and %d", o.shards, maxShards)
 	}
 	if o.set["port"] && (o.port == 0 || o.port > 65535) {
 		return nil, fmt.Errorf("--port %d is no port", o.port)

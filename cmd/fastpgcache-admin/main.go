@@ -35,6 +35,8 @@ Commands:
   keys     list keys, or those with a prefix: keys session:
   get      print the value of a key: get session:42
   cleanup  remove expired entries, of every user that the role may act for
+  sweep    remove entries from shards that they do not belong to, after a change
+           of --shards
   sql      print what setup would run; needs no database
   version  print the version
   help     print this
@@ -62,6 +64,8 @@ Databricks Lakebase:
 
 The cache:
   --schema NAME      where it is (public); setup creates the schema if absent
+  --shards N         setup, sql, status, cleanup, sweep: the N schemas NAME_0, NAME_1
+                     and so on, where --schema is NAME (cache)
   --grant ROLE       setup, sql: who may use it, each login that is a member of
                      the role confined to its own entries; public, none (who may
                      already; on the first set-up public)
@@ -99,17 +103,18 @@ var commands = map[string]struct {
 	words int // that may follow: a key, or a prefix
 }{
 	"setup":   {runSetup, slices.Concat(setupFlags, connectionFlags), 0},
-	"status":  {runStatus, connectionFlags, 0},
+	"status":  {runStatus, append([]string{"shards"}, connectionFlags...), 0},
 	"top":     {runTop, append([]string{"label", "by", "limit"}, connectionFlags...), 0},
 	"keys":    {runKeys, append([]string{"label", "limit"}, connectionFlags...), 1},
 	"get":     {runGet, append([]string{"label"}, connectionFlags...), 1},
-	"cleanup": {runCleanup, connectionFlags, 0},
+	"cleanup": {runCleanup, append([]string{"shards"}, connectionFlags...), 0},
+	"sweep":   {runSweep, append([]string{"shards"}, connectionFlags...), 0},
 	"sql":     {runSQL, setupFlags, 0},
 	"version": {runVersion, nil, 0},
 }
 
 var (
-	setupFlags      = []string{"grant", "service", "max-size", "force"}
+	setupFlags      = []string{"shards", "grant", "service", "max-size", "force"}
 	connectionFlags = []string{"host", "port", "database", "user", "password", "dsn", "databricks", "instance-name", "endpoint", "profile"}
 )
 
@@ -123,8 +128,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "fastpgcache-admin: %v\nRun \"fastpgcache-admin help\" for the commands and flags.\n", err)
 		return exitUsage
 	}
-	if err := commands[o.command].run(ctx, o, stdout, stderr); err != nil {
-		fmt.Fprintf(stderr, "fastpgcache-admin: %s: %s\n", o.command, explain(err, o))
+	if failed, err := runEach(ctx, o, stdout, stderr); err != nil {
+		fmt.Fprintf(stderr, "fastpgcache-admin: %s: %s\n", o.command, explain(err, failed))
 		return exitFailure
 	}
 	return exitOK

@@ -25,6 +25,7 @@ type Workspace struct {
 	URL          string
 	Host         string // of the instance and the endpoint
 	EndpointType string // defaults to ENDPOINT_TYPE_READ_WRITE
+	Upgraded     bool   // there is no instance any more, but a project of its name, with Endpoint
 	Issue        func() (token string, expiry time.Time, err error)
 
 	mu        sync.Mutex // guards what follows
@@ -46,19 +47,35 @@ func NewWorkspace(tb testing.TB) *Workspace {
 	mux.HandleFunc("GET /api/2.0/preview/scim/v2/Me", func(rw http.ResponseWriter, r *http.Request) {
 		reply(rw, map[string]any{"userName": User})
 	})
+	mux.HandleFunc("GET /api/2.0/postgres/projects", func(rw http.ResponseWriter, r *http.Request) {
+		reply(rw, map[string]any{"projects": []any{w.project("q", "another"), w.project("p", Instance)}})
+	})
+	mux.HandleFunc("GET /api/2.0/postgres/projects/p", func(rw http.ResponseWriter, r *http.Request) {
+		reply(rw, w.project("p", Instance))
+	})
+	mux.HandleFunc("GET /api/2.0/postgres/projects/p/branches/production/endpoints", func(rw http.ResponseWriter, r *http.Request) {
+		replica, status := w.endpoint(), w.endpoint()
+		replica["endpoint_type"] = "ENDPOINT_TYPE_READ_ONLY"
+		reply(rw, map[string]any{"endpoints": []any{
+			map[string]any{"name": "projects/p/branches/production/endpoints/replica", "status": replica},
+			map[string]any{"name": Endpoint, "status": status}}})
+	})
 	mux.HandleFunc("GET /api/2.0/database/instances/"+Instance, func(rw http.ResponseWriter, r *http.Request) {
+		if w.Upgraded {
+			Fail(rw, http.StatusNotFound, "database instance is not found")
+			return
+		}
 		reply(rw, map[string]any{"name": Instance, "state": "AVAILABLE", "read_write_dns": w.Host})
 	})
 	mux.HandleFunc("GET /api/2.0/postgres/"+Endpoint, func(rw http.ResponseWriter, r *http.Request) {
-		reply(rw, map[string]any{"name": Endpoint, "status": map[string]any{
-			"endpoint_type": w.EndpointType, "hosts": map[string]any{"host": w.Host}}})
+		reply(rw, map[string]any{"name": Endpoint, "status": w.endpoint()})
 	})
 	mux.HandleFunc("POST /api/2.0/database/credentials", func(rw http.ResponseWriter, r *http.Request) {
 		var req struct {
 			InstanceNames []string `json:"instance_names"`
 		}
 		json.NewDecoder(r.Body).Decode(&req)
-		w.credential(rw, len(req.InstanceNames) == 1 && req.InstanceNames[0] == Instance, "expiration_time")
+		w.credential(rw, len(req.InstanceNames) == 1 && req.InstanceNames[0] == Instance && !w.Upgraded, "expiration_time")
 	})
 	mux.HandleFunc("POST /api/2.0/postgres/credentials", func(rw http.ResponseWriter, r *http.Request) {
 		var req struct {
@@ -87,6 +104,16 @@ func NewWorkspace(tb testing.TB) *Workspace {
 	tb.Cleanup(s.Close)
 	w.URL = s.URL
 	return w
+}
+
+func (w *Workspace) project(id, name string) map[string]any {
+	return map[string]any{"name": "projects/" + id, "status": map[string]any{
+		"project_id": id, "display_name": name, "default_branch": "projects/" + id + "/branches/production"}}
+}
+
+// endpoint is the status of Endpoint.
+func (w *Workspace) endpoint() map[string]any {
+	return map[string]any{"endpoint_type": w.EndpointType, "hosts": map[string]any{"host": w.Host}}
 }
 
 func (w *Workspace) credential(rw http.ResponseWriter, known bool, expiryField string) {

@@ -46,9 +46,14 @@ type Servers struct {
 
 // Start starts both servers. Stop them.
 func Start(ctx context.Context) (*Servers, error) {
+	return StartWith(ctx, map[string]string{"shared_buffers": "1GB"})
+}
+
+// StartWith is Start with settings of PostgreSQL.
+func StartWith(ctx context.Context, settings map[string]string) (*Servers, error) {
 	s := &Servers{}
 	var err error
-	if s.pg, err = pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{"shared_buffers": "1GB"}}); err != nil {
+	if s.pg, err = pgtest.Start(ctx, pgtest.Config{Settings: settings}); err != nil {
 		return nil, err
 	}
 	host, pgPort := s.pg.Addr()
@@ -113,15 +118,18 @@ func (s *Servers) Open(ctx context.Context, name string, pool int) (*System, err
 		if err != nil {
 			return nil, err
 		}
-		sys.get = func(ctx context.Context, key string) error {
-			var v string
-			found, err := c.Get(ctx, key, &v)
-			if err == nil && !found {
-				return errMiss
-			}
-			return err
+		sys.use(c)
+		sys.Close = func() { c.Close(); db.Close() }
+	case "4-shards-pq":
+		db, err := openPool("postgres", s.DSN()+" binary_parameters=yes", conns)
+		if err != nil {
+			return nil, err
 		}
-		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
+		c, err := openShards(db)
+		if err != nil {
+			return nil, err
+		}
+		sys.use(c)
 		sys.Close = func() { c.Close(); db.Close() }
 	case "prepared-pq":
 		db, err := openPool("postgres", s.DSN()+" binary_parameters=yes", conns)
@@ -217,6 +225,61 @@ func processCPU(pid int) time.Duration {
 		total += time.Duration(ns)
 	}
 	return total
+}
+
+// use has the system's operations done by c.
+func (sys *System) use(c *fastpgcache.Cache) {
+	sys.get = func(ctx context.Context, key string) error {
+		var v string
+		found, err := c.Get(ctx, key, &v)
+		if err == nil && !found {
+			return errMiss
+		}
+		return err
+	}
+	sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
+}
+
+// openShards returns a cache of four schemas of one database.
+func openShards(db *sql.DB) (*fastpgcache.Cache, error) {
+	shards := make(map[string]*fastpgcache.Cache)
+	for i := range 4 {
+		name := fmt.Sprintf("shard_%d", i)
+		shard, err := fastpgcache.New(db, fastpgcache.Config{Schema: name})
+		if err != nil {
+			return nil, err
+		}
+		shards[name] = shard
+	}
+	return fastpgcache.NewSharded(shards)
+}
+
+// FillShards sets the schemas of "4-shards-pq" up, and stores so many keys in them.
+func (s *Servers) FillShards(ctx context.Context, keys int, value string) error {
+	db, err := openPool("postgres", s.DSN(), 10)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	for i := range 4 {
+		if err := fastpgcache.Setup(ctx, db, fastpgcache.SetupConfig{Schema: fmt.Sprintf("shard_%d", i)}); err != nil {
+			return err
+		}
+	}
+	c, err := openShards(db)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	items := make(map[string]any, keys)
+	for i := range keys {
+		items[keyName(i)] = value
+	}
+	if err := c.SetMany(ctx, items, ttl); err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, "VACUUM ANALYZE shard_0.cache, shard_1.cache, shard_2.cache, shard_3.cache")
+	return err
 }
 
 // Fill sets PostgreSQL up and stores so many keys in both servers.

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/fastpgcache/fastpgcache"
+)
+
+// maxShards bounds --shards: each has tables of its own.
+const maxShards = 1024
+
+// shardOptions are the options for each shard: the schemas NAME_0, NAME_1 and so on.
+func (o *options) shardOptions() []*options {
+	name := o.setup.Schema
+	if !o.set["schema"] {
+		name = "cache"
+	}
+	all := make([]*options, o.shards)
+	for i := range all {
+		shard := *o
+		shard.setup.Schema = name + "_" + strconv.Itoa(i)
+		all[i] = &shard
+	}
+	return all
+}
+
+// runEach runs a command for each shard, or once, if it is about all of them. One that fails does not keep the others from
+// their turn; the first failure is returned, with its options.
+func runEach(ctx context.Context, o *options, out, progress io.Writer) (*options, error) {
+	if o.shards == 0 || o.command == "sweep" {
+		return o, commands[o.command].run(ctx, o, out, progress)
+	}
+	var failed *options
+	var first error
+	for _, shard := range o.shardOptions() {
+		if err := commands[o.command].run(ctx, shard, out, progress); err != nil && first == nil {
+			failed, first = shard, err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if first != nil {
+		first = fmt.Errorf("schema %q: %w", failed.setup.Schema, first)
+	}
+	return failed, first
+}
+
+const allUsersSQL = `
+WITH RECURSIVE users(name) AS (
+  SELECT min(user_id) FROM %[1]s.cache
+  UNION ALL
+  SELECT (SELECT min(user_id) FROM %[1]s.cache WHERE user_id > name) FROM users WHERE name IS NOT NULL)
+SELECT name FROM users WHERE name IS NOT NULL`
+
+// runSweep does what Cache.Sweep does, for every user. A shard's name is its schema's.
+func runSweep(ctx context.Context, o *options, out, _ io.Writer) error {
+	if o.shards == 0 {
+		return &adviceError{"sweep needs --shards", "Name as many as the services use."}
+	}
+	done := sweep{Shards: o.shards}
+	var of *server
+	users := make(map[string]bool)
+	for _, shard := range o.shardOptions() {
+		s, t, err := open(ctx, shard)
+		if err == nil {
+			defer s.Close()
+			err = t.old(shard)
+		}
+		if err != nil {
+			return fmt.Errorf("schema %q: %w", shard.setup.Schema, err)
+		}
+		rows, err := s.QueryContext(ctx, fmt.Sprintf(allUsersSQL, s.schema))
+		if err != nil {
+			return err
+		}
+		names, err := texts(rows)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			users[name] = true
+		}
+		of = s
+	}
+	for user := range users {
+		n, err := o.sweepUser(ctx, of, user)
+		if done.Removed += int64(n); err != nil {
+			return fmt.Errorf("user %q: %w", user, err)
+		}
+	}
+	return o.tell(out, done)
+}
+
+// sweepUser sweeps one user's entries.
+func (o *options) sweepUser(ctx context.Context, s *server, user string) (int, error) {
+	shards := make(map[string]*fastpgcache.Cache)
+	for _, shard := range o.shardOptions() {
+		name := shard.setup.Schema
+		cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: name, User: user, DisableCoalescing: true, DisablePrepare: true})
+		if err != nil {
+			return 0, err
+		}
+		shards[name] = cache
+	}
+	cache, err := fastpgcache.NewSharded(shards)
+	if err != nil {
+		return 0, err
+	}
+	defer cache.Close()
+	return cache.Sweep(ctx)
+}
+
+type sweep struct {
+	Shards  int   `json:"shards"`
+	Removed int64 `json:"removed"`
+}
+
+func (s sweep) print(w io.Writer) {
+	fmt.Fprintf(w, "Removed %s from shards that they do not belong to.\n", count(s.Removed, "entry", "entries"))
+}
