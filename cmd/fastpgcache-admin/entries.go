@@ -15,15 +15,28 @@ import (
 
 // openCache logs in and returns the cache as the library's clients see it.
 func openCache(ctx context.Context, o *options) (*server, *fastpgcache.Cache, error) {
-	s, t, err := open(ctx, o)
-	if err != nil {
-		return nil, nil, err
+	all := []*options{o}
+	if o.shards > 0 {
+		all = o.shardOptions()
 	}
-	if err := t.old(o); err != nil {
-		s.Close()
-		return nil, nil, err
+	var s *server
+	for _, shard := range all { // each is looked at; one login is enough for all of them
+		next, err := openShard(ctx, shard)
+		if s != nil {
+			s.Close()
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		s, o.user = next, shard.user
 	}
-	cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: s.name, User: o.label, DisableCoalescing: true})
+	var cache *fastpgcache.Cache
+	var err error
+	if o.shards > 0 {
+		cache, err = o.sharded(s, o.label)
+	} else {
+		cache, err = fastpgcache.New(s.DB, fastpgcache.Config{Schema: s.name, User: o.label, DisableCoalescing: true})
+	}
 	if err == nil && o.label != "" {
 		err = cache.Ping(ctx) // another's entries would not be found, without an error
 	}

@@ -58,14 +58,15 @@ Connection (of all but sql, version and help):
 Databricks Lakebase:
   --databricks           log in with a token of the workspace, which also knows the
                          host and the user, if they are not given
-  --instance-name NAME   a provisioned instance, or
+  --instance-name NAME   an instance, or the autoscaling project that it became, or
   --endpoint NAME        an autoscaling endpoint: projects/…/branches/…/endpoints/…
   --profile NAME         of ~/.databrickscfg; none in a notebook
 
 The cache:
   --schema NAME      where it is (public); setup creates the schema if absent
-  --shards N         setup, sql, status, cleanup, sweep: the N schemas NAME_0, NAME_1
-                     and so on, where --schema is NAME (cache)
+  --shards N         the N schemas NAME_0, NAME_1 and so on, where --schema is NAME
+                     (cache): get, keys and sweep take them as one cache, the other
+                     commands run for each
   --grant ROLE       setup, sql: who may use it, each login that is a member of
                      the role confined to its own entries; public, none (who may
                      already; on the first set-up public)
@@ -100,17 +101,18 @@ const (
 var commands = map[string]struct {
 	run   func(ctx context.Context, o *options, out, progress io.Writer) error
 	flags []string
-	words int // that may follow: a key, or a prefix
+	words int  // that may follow: a key, or a prefix
+	whole bool // it takes all shards as one cache; others run for each
 }{
-	"setup":   {runSetup, slices.Concat(setupFlags, connectionFlags), 0},
-	"status":  {runStatus, append([]string{"shards"}, connectionFlags...), 0},
-	"top":     {runTop, append([]string{"label", "by", "limit"}, connectionFlags...), 0},
-	"keys":    {runKeys, append([]string{"label", "limit"}, connectionFlags...), 1},
-	"get":     {runGet, append([]string{"label"}, connectionFlags...), 1},
-	"cleanup": {runCleanup, append([]string{"shards"}, connectionFlags...), 0},
-	"sweep":   {runSweep, append([]string{"shards"}, connectionFlags...), 0},
-	"sql":     {runSQL, setupFlags, 0},
-	"version": {runVersion, nil, 0},
+	"setup":   {runSetup, slices.Concat(setupFlags, connectionFlags), 0, false},
+	"status":  {runStatus, append([]string{"shards"}, connectionFlags...), 0, false},
+	"top":     {runTop, append([]string{"shards", "label", "by", "limit"}, connectionFlags...), 0, false},
+	"keys":    {runKeys, append([]string{"shards", "label", "limit"}, connectionFlags...), 1, true},
+	"get":     {runGet, append([]string{"shards", "label"}, connectionFlags...), 1, true},
+	"cleanup": {runCleanup, append([]string{"shards"}, connectionFlags...), 0, false},
+	"sweep":   {runSweep, append([]string{"shards"}, connectionFlags...), 0, true},
+	"sql":     {runSQL, setupFlags, 0, false},
+	"version": {runVersion, nil, 0, false},
 }
 
 var (

@@ -30,7 +30,7 @@ func (o *options) shardOptions() []*options {
 // runEach runs a command for each shard, or once, if it is about all of them. One that fails does not keep the others from
 // their turn; the first failure is returned, with its options.
 func runEach(ctx context.Context, o *options, out, progress io.Writer) (*options, error) {
-	if o.shards == 0 || o.command == "sweep" {
+	if o.shards == 0 || commands[o.command].whole {
 		return o, commands[o.command].run(ctx, o, out, progress)
 	}
 	var failed *options
@@ -65,14 +65,11 @@ func runSweep(ctx context.Context, o *options, out, _ io.Writer) error {
 	var of *server
 	users := make(map[string]bool)
 	for _, shard := range o.shardOptions() {
-		s, t, err := open(ctx, shard)
-		if err == nil {
-			defer s.Close()
-			err = t.old(shard)
-		}
+		s, err := openShard(ctx, shard)
 		if err != nil {
-			return fmt.Errorf("schema %q: %w", shard.setup.Schema, err)
+			return err
 		}
+		defer s.Close()
 		rows, err := s.QueryContext(ctx, fmt.Sprintf(allUsersSQL, s.schema))
 		if err != nil {
 			return err
@@ -95,23 +92,43 @@ func runSweep(ctx context.Context, o *options, out, _ io.Writer) error {
 	return o.tell(out, done)
 }
 
+// openShard logs in where there is a cache that is to be trusted, and that the library knows.
+func openShard(ctx context.Context, shard *options) (*server, error) {
+	s, t, err := open(ctx, shard)
+	if err == nil {
+		if err = t.old(shard); err == nil {
+			return s, nil
+		}
+		s.Close()
+	}
+	if shard.shards > 0 {
+		err = fmt.Errorf("schema %q: %w", shard.setup.Schema, err)
+	}
+	return nil, err
+}
+
 // sweepUser sweeps one user's entries.
 func (o *options) sweepUser(ctx context.Context, s *server, user string) (int, error) {
-	shards := make(map[string]*fastpgcache.Cache)
-	for _, shard := range o.shardOptions() {
-		name := shard.setup.Schema
-		cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: name, User: user, DisableCoalescing: true, DisablePrepare: true})
-		if err != nil {
-			return 0, err
-		}
-		shards[name] = cache
-	}
-	cache, err := fastpgcache.NewSharded(shards)
+	cache, err := o.sharded(s, user)
 	if err != nil {
 		return 0, err
 	}
 	defer cache.Close()
 	return cache.Sweep(ctx)
+}
+
+// sharded returns the shards as one cache, of one user's entries.
+func (o *options) sharded(s *server, user string) (*fastpgcache.Cache, error) {
+	shards := make(map[string]*fastpgcache.Cache)
+	for _, shard := range o.shardOptions() {
+		name := shard.setup.Schema
+		cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: name, User: user, DisableCoalescing: true, DisablePrepare: true})
+		if err != nil {
+			return nil, err
+		}
+		shards[name] = cache
+	}
+	return fastpgcache.NewSharded(shards)
 }
 
 type sweep struct {
