@@ -131,7 +131,9 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 		if token == "" { // lib/pq would look for a password in ~/.pgpass
 			return nil, prefixed("connect", errors.New("the token provider returned an empty token"))
 		}
-		conn, err := c.login(ctx, token)
+		cfg := c.cfg.Clone()
+		cfg.Password = token
+		conn, err := login(ctx, cfg)
 		switch {
 		case err == nil:
 			return conn, nil
@@ -158,14 +160,22 @@ func startingUp(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-func (c *Connector) login(ctx context.Context, token string) (driver.Conn, error) {
-	cfg := c.cfg.Clone()
-	cfg.Password = token
+// dsnConnector is what Open uses: lib/pq, over connections that do not wait for the dead.
+type dsnConnector struct{ cfg pq.Config }
+
+func (c dsnConnector) Driver() driver.Driver { return &pq.Driver{} }
+
+func (c dsnConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	return login(ctx, c.cfg.Clone())
+}
+
+// login connects as cfg says, and ends with ctx.
+func login(ctx context.Context, cfg pq.Config) (driver.Conn, error) {
 	pc, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
-	d := &loginDialer{login: ctx}
+	d := &connDialer{login: ctx}
 	pc.Dialer(d)
 	conn, err := pc.Connect(ctx)
 	ended := d.endLogin()
@@ -181,29 +191,42 @@ func (c *Connector) login(ctx context.Context, token string) (driver.Conn, error
 	return nil, err
 }
 
-// A loginDialer closes what it dialled when the login's ctx ends, because lib/pq heeds ctx only until a server answers the
-// phone. lib/pq keeps the dialer for the connection's cancel requests.
-type loginDialer struct {
+// A connDialer is of one connection. It closes what it dialled when the login's ctx ends, because lib/pq heeds ctx only until
+// a server answers the phone. lib/pq keeps the dialer for the connection's cancel requests, after which it waits for the
+// answer, for ever where the connection has gone dead without a word: its place in the pool would be lost. It is never used
+// again either way, so it is given up in a while.
+type connDialer struct {
 	net.Dialer
-	login context.Context // nil after the login
-	stops []func() bool
+	login  context.Context // nil after the login
+	stops  []func() bool
+	dialed []net.Conn // for the connection itself
 }
 
-func (d *loginDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+// cancelPatience is how long a server may take to end a statement after a cancel request.
+const cancelPatience = 2 * time.Second
+
+func (d *connDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if d.login == nil { // a cancel request
+		for _, conn := range d.dialed {
+			conn.SetReadDeadline(time.Now().Add(cancelPatience))
+		}
+		return d.Dialer.DialContext(ctx, network, address)
+	}
 	conn, err := d.Dialer.DialContext(ctx, network, address)
-	if err == nil && d.login != nil {
+	if err == nil {
+		d.dialed = append(d.dialed, conn)
 		d.stops = append(d.stops, context.AfterFunc(d.login, func() { conn.Close() }))
 	}
 	return conn, err
 }
 
 // DialTimeout completes pq.Dialer, but lib/pq prefers DialContext.
-func (d *loginDialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+func (d *connDialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
 	return net.DialTimeout(network, address, timeout)
 }
 
 // endLogin lets go of ctx and tells whether it had ended before.
-func (d *loginDialer) endLogin() (ended bool) {
+func (d *connDialer) endLogin() (ended bool) {
 	for _, stop := range d.stops {
 		ended = !stop() || ended
 	}

@@ -171,11 +171,10 @@ func Open(dsn string, cfg Config) (*Cache, error) {
 	if err != nil {
 		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
 	}
-	connector, err := pq.NewConnectorConfig(server)
-	if err != nil {
+	if _, err := pq.NewConnectorConfig(server); err != nil {
 		return nil, prefixed("open", fmt.Errorf("%w: %w", ErrInvalidConfig, err))
 	}
-	return OpenConnector(connector, cfg)
+	return OpenConnector(dsnConnector{server}, cfg)
 }
 
 // OpenConnector returns a cache over a pool of its own, with at most 10
@@ -245,10 +244,14 @@ func (c *Cache) Close() error {
 		_, failed := everywhere(context.Background(), c, func(c *Cache) (struct{}, error) { return struct{}{}, c.Close() })
 		err = errors.Join(err, failed)
 	}
-	c.statements.close()
-	if c.owned {
-		err = errors.Join(err, c.db.Close())
-	}
+	// A driver may wait for the answer of a connection that is dead.
+	err = errors.Join(err, inTime("a connection does not answer: it was not closed", func() error {
+		c.statements.close()
+		if c.owned {
+			return c.db.Close()
+		}
+		return nil
+	}))
 	if err != nil {
 		return prefixed("close", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"regexp"
@@ -278,7 +279,7 @@ func driverFrom(d driver.Driver, path string) bool {
 func retry[T any](ctx context.Context, c *Cache, attempt func() (T, error)) (T, error) {
 	return await(ctx, c, func() (T, error) {
 		for n := 1; ; n++ {
-			result, err := attempt()
+			result, err := guarded(attempt)
 			if err == nil {
 				return result, nil
 			}
@@ -288,6 +289,18 @@ func retry[T any](ctx context.Context, c *Cache, attempt func() (T, error)) (T, 
 			}
 		}
 	})
+}
+
+// guarded calls attempt, and makes an error of a panic of the driver: lib/pq's is one
+// where a pooler brings another statement's answer, and on a goroutine of ours it would
+// end the program.
+func guarded[T any](attempt func() (T, error)) (result T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the driver panicked: %v (%s)", p, poolerHint)
+		}
+	}()
+	return attempt()
 }
 
 // await calls f, and ends with ctx even where the driver does not, as lib/pq, whose

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,5 +129,26 @@ func TestArgumentsAreCountedFromTheText(t *testing.T) {
 	}
 	if got, want := newStatements("s", "").new("SELECT {user}, $1").text, "SELECT current_user, $1"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A panickingDriver's rows are of another statement than it was asked.
+type panickingDriver struct{ deafDriver }
+
+func (d panickingDriver) Connect(context.Context) (driver.Conn, error) { return d, nil }
+func (d panickingDriver) Next([]driver.Value) error                    { return []error{}[len(d.Columns())] }
+func (d panickingDriver) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return d, nil
+}
+
+func TestAPanicOfTheDriverIsAnErrorWithAHint(t *testing.T) {
+	for _, coalesced := range []bool{true, false} {
+		c, err := OpenConnector(panickingDriver{}, Config{DisablePrepare: true, DisableCoalescing: !coalesced})
+		check(t, err)
+		defer c.Close()
+		_, err = c.Get(t.Context(), "k", nil)
+		if err == nil || !strings.Contains(err.Error(), "DisablePrepare") {
+			t.Errorf("got %v", err)
+		}
 	}
 }

@@ -58,17 +58,23 @@ func (t *tasks) close() (first bool) {
 
 // wait waits until all work has ended, for closeTimeout at most.
 func (t *tasks) wait() error {
-	ended := make(chan struct{})
-	go func() {
+	return inTime("background work, such as a load, goes on: it did not end", func() error {
 		t.running.Wait()
-		close(ended)
-	}()
+		return nil
+	})
+}
+
+// inTime calls f and waits for it, for closeTimeout at most; then f goes on alone, and
+// the error says what is the matter.
+func inTime(what string, f func() error) error {
+	ended := make(chan error, 1)
+	go func() { ended <- f() }()
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
-	case <-ended:
-		return nil
+	case err := <-ended:
+		return err
 	case <-timer.C:
-		return errors.New("background work, such as a load, goes on: it did not end within " + closeTimeout.String())
+		return errors.New(what + " within " + closeTimeout.String())
 	}
 }

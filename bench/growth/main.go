@@ -175,7 +175,10 @@ func (p *place) fill(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", statement, err)
 		}
 	}
-	r := redis.NewClient(&redis.Options{Addr: p.servers.Redis})
+	if !strings.Contains(*systems, "redis") && !strings.Contains(*systems, "rueidis") {
+		return nil
+	}
+	r := redis.NewClient(&redis.Options{Addr: p.servers.Redis, ReadTimeout: -1, WriteTimeout: -1})
 	defer r.Close()
 	value := strings.Repeat("x", *bytes)
 	for i := 0; i < p.keys; i += 10_000 {

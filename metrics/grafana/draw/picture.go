@@ -79,9 +79,9 @@ func (p *panel) draw(b *bytes.Buffer, start, end time.Time) {
 	}
 	for i, at := 0, 14; i < len(p.Targets); i++ {
 		name := p.Targets[i].LegendFormat
-		fmt.Fprintf(b, `<rect x="%d" y="%d" width="9" height="9" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n",
+		fmt.Fprintf(b, `<rect x="%d" y="%d" width="9" height="9" fill="%s"/><text x="%d" y="%d" font-size="10">%s</text>`+"\n",
 			at, height-23, colours[i%len(colours)], at+13, height-15, name)
-		at += 26 + 11*len(name)/2
+		at += 24 + 11*len(name)/2
 	}
 }
 
