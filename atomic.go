@@ -46,6 +46,7 @@ func (c *Cache) add(ctx context.Context, e entry) (bool, error) {
 	value, valueBytes := e.value.arguments()
 	n, at, err := c.writes(ctx, c.atomics.add, c.args(e.key, value, valueBytes, ttlArgument(e.micros)))
 	if err == nil && n > 0 {
+		c.grew(ctx, e)
 		w.stored(at, e)
 	}
 	return n > 0, err
@@ -103,6 +104,9 @@ func (c *Cache) increment(ctx context.Context, key string, delta, micros int64) 
 	}))
 	if err == nil && !found {
 		err = ErrNotInteger
+	}
+	if err == nil {
+		c.grew(ctx, entry{key: key})
 	}
 	return sum, err
 }

@@ -203,6 +203,7 @@ func (c *Cache) setSorted(ctx context.Context, entries []entry) error {
 	defer w.done()
 	_, at, err := c.writes(ctx, c.batches.set, c.args(keys, valueArray(entries), valueBytesArray(entries), ttlArray(entries)))
 	if err == nil {
+		c.grew(ctx, entries...)
 		w.stored(at, entries...)
 	}
 	return err
@@ -328,6 +329,7 @@ func (c *Cache) lookUp(ctx context.Context, keys []string) (map[string]Value, er
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
 			kept, _, says := c.recall(key)
 			if says == present {
+				c.wasRead(key)
 				values[key] = Value(kept.text)
 			}
 			return says != unknown
@@ -347,6 +349,7 @@ func (c *Cache) lookUp(ctx context.Context, keys []string) (map[string]Value, er
 				}
 			}
 			if hit.found {
+				c.wasRead(chunk[i])
 				values[chunk[i]] = hit.value.value()
 			}
 		}

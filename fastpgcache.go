@@ -125,6 +125,7 @@ type core struct {
 
 	local *local // nil without MaxStaleness
 	feed  *feed
+	quota *quota
 }
 
 // New returns a cache over db, which stays the caller's to close. It does no I/O;
@@ -156,6 +157,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		c.local = newLocal(cfg.MaxStaleness, cfg.localBytes())
 	}
 	c.feed = newFeed(c, c.local)
+	c.quota = newQuota(c)
 	if cfg.CleanupInterval > 0 {
 		c.run(c.cleanUp)
 	}

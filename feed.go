@@ -182,7 +182,7 @@ func (f *feed) refresh() {
 	})
 }
 
-var errNoFeed = errors.New("the triggers that feed cache_change are not as they must be: every lookup asks the database; set up again")
+var errNoFeed = errors.New("the triggers that feed cache_change are not as they must be (set up again), or extra_float_digits is below 1: every lookup asks the database")
 
 // catchUp reads the feed, and begins a new generation where it has to. f.busy is held.
 func (f *feed) catchUp(ctx context.Context) error {
@@ -241,7 +241,8 @@ func (f *feed) pace(took time.Duration, keys int) {
 //
 // The last row says what the next catch-up starts from, and the token: the user's epoch,
 // the tables as they are on disk, the triggers, and the server's run. It is NULL where
-// there is no epoch, or a trigger does not fire always. No expression has operands that
+// there is no epoch, a trigger does not fire always, or times are rounded on their way to
+// lib/pq, which takes them as text. No expression has operands that
 // are converted: somebody might have made an operator that fits better.
 const newsSQL = `
 SELECT key, xid, NULL::text AS token, NULL::text AS snapshot, NULL::float8 AS now, NULL::text AS trimmed FROM (
@@ -269,7 +270,7 @@ SELECT NULL, NULL,
       FROM pg_catalog.pg_trigger t
       WHERE t.tgrelid = to_regclass($3::text)::oid AND t.tgenabled = 'A'::"char"
         AND t.tgname = ANY ('{cache_changed_insert,cache_changed_update,cache_moved,cache_deleted}'::name[])
-      HAVING count(*) = 4::bigint),
+      HAVING count(*) = 4::bigint AND current_setting('extra_float_digits'::text) = ANY ('{1,2,3}'::text[])),
   txid_current_snapshot()::text, date_part('epoch'::text, statement_timestamp()), e.trimmed::text
 FROM (SELECT) one LEFT JOIN {schema}.cache_epoch e ON e.user_id = {user}`
 

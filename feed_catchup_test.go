@@ -346,3 +346,18 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 		explain(owner, "")
 	}
 }
+
+// PostgreSQL rounds what it sends as text: a value would outlive its TTL. Found by scripts/prove.
+func TestNothingIsAnsweredFromMemoryWhereTimesAreRounded(t *testing.T) {
+	dsn, admin := setUp(t)
+	for _, digits := range []string{"0", "-15", "1", "3"} {
+		_, err := openDB(t, admin).Exec(`ALTER ROLE ` + roleOf(t, dsn) + ` SET extra_float_digits = ` + digits)
+		check(t, err)
+		c := openCache(t, dsn, Config{MaxStaleness: hour, OnError: func(error) {}})
+		check(t, c.Set(t.Context(), "k", "v", time.Hour))
+		err = c.feed.catchUp(t.Context())
+		if rounded := digits < "1"; (err != nil) != rounded || (c.local.kept.current.Load() == nil) != rounded {
+			t.Errorf("%s: got %v", digits, err)
+		}
+	}
+}

@@ -334,6 +334,7 @@ func (l *lease) storePart(ctx context.Context, c *Cache, entries []entry, ending
 		}
 	}
 	c.stats.sets.Add(int64(stored))
+	c.grew(ctx, entries...)
 	if plain && stored == len(entries) {
 		w.stored(at, entries...)
 	}

@@ -140,6 +140,9 @@ func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, 
 	for {
 		got, err := c.findFor(ctx, key, r)
 		hit := got.found && decodes(got.value, dest)
+		if hit {
+			c.wasRead(key)
+		}
 		if err == nil && !got.kept {
 			c.stats.lookup(hit)
 		}
@@ -433,5 +436,6 @@ func (c *Cache) storeLoaded(ctx context.Context, keys []string, loaded map[strin
 	w := c.write(absent...)
 	defer w.done()
 	_, err := c.exec(ctx, c.loads.remember, c.args(absent, ttlArray(absences))...)
+	c.grew(ctx, absences...)
 	return err
 }

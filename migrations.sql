@@ -56,7 +56,8 @@ DECLARE
     'cache_exists(p_user_id text, p_key text) boolean',
     'cache_ttl(p_user_id text, p_key text) integer',
     'cache_cleanup() integer',
-    'cache_walk(p_position text, p_every interval, OUT removed integer, OUT next_position text) record',
+    'cache_walk(p_position text, p_every interval, OUT removed integer, OUT evicted integer, OUT next_position text) record',
+    'cache_fit(p_user_id text, p_bite integer, OUT removed integer, OUT evicted integer, OUT next_bite integer) record',
     'cache_trim(p_user_id text, p_rows integer) integer',
     'cache_begin(p_user_id text) void',
     'cache_changed() trigger',
@@ -201,7 +202,10 @@ BEGIN
         ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
       ('cache_epoch', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'id uuid NOT NULL DEFAULT gen_random_uuid()',
           'trimmed txid_snapshot', 'low bigint NOT NULL DEFAULT 0', 'waiting bigint[]', 'snapshots txid_snapshot[]', 'taken timestamp with time zone[]',
-          'walk_position text', 'walked_at timestamp with time zone', 'PRIMARY KEY (user_id)', 'CREATE UNIQUE INDEX btree (user_id)'],
+          'walk_position text', 'walked_at timestamp with time zone', 'sizing text', 'sized_at timestamp with time zone', 'bites integer',
+          'since bigint', 'cut double precision[]', 'sums real[]', 'counted bigint', 'entries bigint', 'bytes bigint', 'half bigint', 'written bigint NOT NULL DEFAULT 0',
+          'begun bigint', 'growth real',
+          'evicted bigint NOT NULL DEFAULT 0', 'PRIMARY KEY (user_id)', 'CREATE UNIQUE INDEX btree (user_id)'],
         ARRAY['row-level security', 'policy cache_own_rows', 'policy cache_any_rows']),
       ('cache_lease', ARRAY['table', 'user_id text COLLATE "C" NOT NULL DEFAULT CURRENT_USER', 'key text COLLATE "C" NOT NULL', 'holder text NOT NULL',
           'expires_at timestamp with time zone NOT NULL', 'xid bigint NOT NULL DEFAULT txid_current()',
@@ -352,7 +356,22 @@ BEGIN
         snapshots     txid_snapshot[],      -- candidates for trimmed, oldest first
         taken         timestamptz[],        -- when each was taken
         walk_position text,                 -- where the user's cleanup goes on
-        walked_at     timestamptz           -- and when it last came to its end
+        walked_at     timestamptz,          -- and when it last came to its end
+        -- Of cache_fit, where the user has a limit.
+        sizing        text,                 -- where it goes on; NULL: it is at its end
+        sized_at      timestamptz,          -- when it last did a bite
+        bites         integer,              -- how many it has done
+        since         bigint,               -- the transaction that began it: ages are from there on
+        cut           double precision[],   -- what goes: of each queue all up to a transaction, and of those up to a later one a share; the hash's seed
+        sums          real[],               -- bytes so far that stay, by queue and age
+        counted       bigint,               -- and entries
+        entries       bigint,               -- at its last end
+        bytes         bigint,
+        half          bigint,               -- the older half of those that were read is from before this transaction
+        written       bigint NOT NULL DEFAULT 0,  -- bytes, as processes have told since it began
+        begun         bigint,               -- what written was when it began
+        growth        real,                 -- the part of that which did not replace what was there
+        evicted       bigint NOT NULL DEFAULT 0   -- entries, ever
       ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
       COMMENT ON TABLE %1$I.cache_epoch IS 'fastpgcache epoch' $$, target);
   END IF;
@@ -528,19 +547,26 @@ BEGIN
     -- when another process is at it, or it came to its end less than p_every ago.
     --
     -- A login that is confined walks its own keys, until they turn out to be more than
-    -- the table has pages; everybody else, and then it, walks the pages.
+    -- the table has pages; everybody else, and then it, walks the pages. At the end it
+    -- brings each user's entries within their limit, which for a confined login does all.
     -- An entry stays while its key is being loaded: the load looks whether it is the one
     -- that it found. What is remembered as absent expired at -infinity, and stays until
     -- the time in its value.
-    ($$cache_walk(p_position text, p_every interval, OUT removed integer, OUT next_position text) LANGUAGE plpgsql$$, $$
+    ($$cache_walk(p_position text, p_every interval, OUT removed integer, OUT evicted integer, OUT next_position text) LANGUAGE plpgsql$$, $$
     DECLARE
-      pages constant bigint := pg_relation_size(%2$L::regclass, 'main'::text) / current_setting('block_size')::bigint;
-      here  text := p_position;
-      mine  boolean := false;
-      block bigint;
-      seen  bigint;
-      n     integer;
-      rows  tid[];
+      pages    constant bigint := pg_relation_size(%2$L::regclass, 'main'::text) / current_setting('block_size')::bigint;
+      confined constant boolean := row_security_active(%2$L::text) AND NOT EXISTS (
+        SELECT FROM pg_policy p, unnest(p.polroles) r
+        WHERE p.polrelid = %2$L::regclass::oid AND p.polname = 'cache_any_rows'::name AND pg_has_role(r, 'USAGE'::text));
+      limited  constant boolean := EXISTS (SELECT FROM %1$I.cache_limit WHERE NOT confined OR user_id IN (current_user::text, ''::text));
+      here     text := p_position;
+      mine     boolean := false;
+      block    bigint;
+      seen     bigint;
+      n        integer;
+      rows     tid[];
+      label    text;
+      fit      record;
     BEGIN
       IF p_every IS NOT NULL THEN
         IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = current_user) THEN
@@ -562,16 +588,14 @@ BEGIN
           RETURN;
         END IF;
       END IF;
-      IF here IS NULL OR here !~ '^(k[0-9]{1,15}:|b[0-9]{1,10}$|l$)' THEN
-        here := CASE WHEN row_security_active(%2$L::text) AND NOT EXISTS (
-          SELECT FROM pg_policy p, unnest(p.polroles) r
-          WHERE p.polrelid = %2$L::regclass::oid AND p.polname = 'cache_any_rows'::name AND pg_has_role(r, 'USAGE'::text))
-          THEN 'k0:' ELSE 'b0' END;
+      IF here IS NULL OR here !~ '^(k[0-9]{1,15}:|b[0-9]{1,10}$|l$|u[0-9]{1,9}:)' THEN
+        here := CASE WHEN NOT confined THEN 'b0' WHEN limited THEN 'l' ELSE 'k0:' END;
       END IF;
 
       -- Rows are joined by ctid, and the planner is told that they are few: a plan that is
       -- made while a user has few must not read all of the user's once there are many.
       removed := 0;
+      evicted := 0;
       IF here ~ '^k' THEN
         SELECT array_agg(c.ctid) FILTER (WHERE c.expires_at <= statement_timestamp()), count(*), max(c.key)
         INTO rows, n, next_position FROM (
@@ -586,6 +610,22 @@ BEGIN
           WHERE ctid >= concat('(', least(block, 4294967295), ',0)')::tid AND ctid < concat('(', least(block + 256, 4294967295), ',0)')::tid
             AND expires_at <= statement_timestamp());
         here := CASE WHEN block + 256 < pages THEN concat('b', block + 256) ELSE 'l' END;
+      ELSIF here ~ '^u' THEN
+        n := substr(split_part(here, ':'::text, 1), 2)::integer;
+        label := substr(here, strpos(here, ':'::text) + 1);
+        IF n = 0 THEN  -- the next user
+          label := CASE WHEN confined THEN CASE WHEN label = '' THEN current_user::text END
+            WHEN EXISTS (SELECT FROM %1$I.cache_limit WHERE user_id = '')
+              THEN (SELECT user_id FROM %1$I.cache WHERE user_id > label ORDER BY user_id, key LIMIT 1)
+            ELSE (SELECT min(user_id) FROM %1$I.cache_limit WHERE user_id > label) END;
+        END IF;
+        here := NULL;
+        IF label IS NOT NULL THEN
+          SELECT f.removed, f.evicted, f.next_bite INTO fit FROM %1$I.cache_fit(label, n) f;
+          removed := coalesce(fit.removed, 0);
+          evicted := coalesce(fit.evicted, 0);
+          here := concat('u', coalesce(fit.next_bite, 0), ':', label);
+        END IF;
       END IF;
       IF rows IS NOT NULL THEN
         WITH due AS MATERIALIZED (
@@ -609,13 +649,224 @@ BEGIN
           WHERE expires_at NOT BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute'
           LIMIT 10000 FOR UPDATE SKIP LOCKED));
         GET DIAGNOSTICS n = ROW_COUNT;
-        next_position := CASE WHEN n = 10000 THEN 'l' END;
+        next_position := CASE WHEN n = 10000 THEN 'l' WHEN limited THEN 'u0:' END;
       END IF;
       IF mine THEN
         UPDATE %1$I.cache_epoch SET walk_position = next_position,
           walked_at = CASE WHEN next_position IS NULL THEN clock_timestamp() ELSE walked_at END
         WHERE user_id = current_user;
       END IF;
+    END
+    $$),
+    -- One bite of bringing a user's entries within their limit: it removes what expired,
+    -- sums up the rest by age and, where that is too much, goes over it again and removes
+    -- the oldest. p_bite is 0, or the next_bite of the last one, which is NULL at the end.
+    -- removed is NULL, and nothing was done, when another process is at it. One that died
+    -- in the middle leaves the rest to the next.
+    --
+    -- There are two queues. An entry is on probation until it is read; then it is touched,
+    -- which sets its mark to 0. Probation may take 30 percent: what it has more goes first.
+    -- An entry's age is that of its xmin, in transactions: writes and touches renew it, and
+    -- it survives freezing. Sums are by half powers of two of it, 64 for each queue. Of the
+    -- youngest that have to go only a share does, chosen by a hash.
+    ($$cache_fit(p_user_id text, p_bite integer, OUT removed integer, OUT evicted integer, OUT next_bite integer) LANGUAGE plpgsql
+      SET enable_bitmapscan = off SET enable_sort = off SET jit = off$$, $$
+    DECLARE
+      pages  constant bigint := pg_relation_size(%2$L::regclass, 'main'::text) / current_setting('block_size')::bigint;
+      most   constant bigint := (SELECT max_bytes FROM %1$I.cache_limit WHERE user_id IN (p_user_id, ''::text) ORDER BY user_id DESC LIMIT 1);
+      moment timestamptz;
+      e      record;
+      here   text;
+      xid    bigint;
+      from_age bigint;   -- of this transaction, as ages go
+      width  integer;    -- pages
+      block  bigint := 0;
+      after  text := '';
+      seen   bigint := 0;
+      last   text;
+      ages   double precision[];  -- cut, in ages
+      unread double precision;    -- the shares
+      read   double precision;
+      n      bigint := 0;
+      part   record;
+      rows   tid[] := '{}';
+      xids   xid[] := '{}';
+      excess double precision;
+      goal   double precision;
+      total  double precision;
+      slot   integer;
+    BEGIN
+      IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = p_user_id) THEN
+        PERFORM %1$I.cache_begin(p_user_id);
+      END IF;
+      FOR try IN 1 .. CASE WHEN p_bite = 0 THEN 3 ELSE 100 END LOOP  -- who trims the feed holds the row for a moment
+        SELECT * INTO e FROM %1$I.cache_epoch WHERE user_id = p_user_id FOR UPDATE SKIP LOCKED;
+        EXIT WHEN FOUND;
+        PERFORM pg_sleep(0.005::double precision);
+      END LOOP;
+      IF e.user_id IS NULL THEN
+        RETURN;
+      END IF;
+      xid := txid_current();
+      moment := clock_timestamp();  -- after the last bite, with the lock
+
+      -- What is there is the user's to write, or of another server, or of another time.
+      here := e.sizing;
+      IF (e.sized_at BETWEEN moment - interval '10 minutes' AND moment AND here ~ '^(k[0-9]{1,15}:|b[0-9]{1,10}$)'
+          AND e.bites BETWEEN 1 AND 1000000000 AND e.since BETWEEN 1 AND xid AND e.counted BETWEEN 0 AND 1000000000000000
+          AND array_dims(e.sums) = '[1:128]' AND array_position(e.sums, NULL::real) IS NULL AND 0::real <= ALL (e.sums) AND '1e16'::real >= ALL (e.sums)
+          AND (e.cut IS NULL OR array_dims(e.cut) = '[1:7]' AND array_position(e.cut, NULL::double precision) IS NULL AND 0 <= e.cut[7] AND e.cut[7] < 1000000)) IS NOT TRUE THEN
+        here := NULL;
+      END IF;
+      IF p_bite <> 0 AND (here IS NULL OR p_bite <> e.bites) OR p_bite = 0 AND here IS NOT NULL AND e.sized_at > moment - interval '1 s' THEN
+        RETURN;
+      END IF;
+      removed := 0;
+      evicted := 0;
+      IF here IS NULL THEN
+        IF most IS NULL THEN
+          UPDATE %1$I.cache_epoch SET sizing = NULL, entries = NULL, bytes = NULL, half = NULL, written = 0::bigint WHERE user_id = p_user_id;
+          RETURN;
+        END IF;
+        here := CASE WHEN e.entries > pages THEN 'b0' ELSE 'k0:' END;
+        e.bites := 0;
+        e.since := xid;
+        e.cut := NULL;
+        e.sums := array_fill(0::real, ARRAY[128]);
+        e.counted := 0;
+        e.begun := e.written;
+        e.written := 0;
+      END IF;
+
+      from_age := xid - e.since;
+      ages := ARRAY[xid - e.cut[1], xid - e.cut[2], xid - e.cut[4], xid - e.cut[5]];
+      unread := e.cut[3];
+      read := e.cut[6];
+      width := CASE WHEN e.cut IS NULL THEN 256 ELSE 64 END;
+      IF here ~ '^k' THEN
+        after := substr(here, strpos(here, ':'::text) + 1);
+        seen := split_part(substr(here, 2), ':'::text, 1)::bigint;
+      ELSE
+        block := least(substr(here, 2)::bigint, 4294967295);
+      END IF;
+      FOR part IN
+        SELECT r.slot, r.gone, count(*) AS rows, max(r.key) AS last, sum(r.bytes) AS bytes,
+          array_agg(r.tid) FILTER (WHERE r.gone) AS tids, array_agg(r.version) FILTER (WHERE r.gone) AS xids
+        FROM (
+          SELECT a.tid, a.key, a.version, a.bytes, a.slot, a.due OR e.cut IS NOT NULL AND CASE WHEN a.queue = 0
+            THEN a.age >= ages[1] OR a.age >= ages[2] AND (hashtextextended(a.key, e.cut[7]::bigint) & 65535)::double precision < unread
+            ELSE a.age >= ages[3] OR a.age >= ages[4] AND (hashtextextended(a.key, e.cut[7]::bigint) & 65535)::double precision < read END AS gone
+          FROM (
+            SELECT c.tid, c.key, c.version, c.bytes, c.queue, c.age,
+              c.expires_at IS NOT NULL AND c.expires_at <= statement_timestamp()
+                AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+                  THEN c.value::numeric <= extract(epoch FROM statement_timestamp()) ELSE true END AS due,
+              c.queue + CASE WHEN c.age <= from_age THEN 1
+                ELSE least(64, 2 + floor(ln((c.age - from_age)::double precision) * 2.885390081777927::double precision)::integer) END AS slot
+            FROM (
+              (SELECT ctid AS tid, key, xmin AS version, CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
+                octet_length(key) + coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(value_bytes), 0) + 128 AS bytes,
+                CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue
+              FROM %1$I.cache WHERE here ~ '^k' AND user_id = p_user_id AND key > after
+              ORDER BY user_id, key LIMIT (SELECT 1000))
+              UNION ALL
+              SELECT b.tid, b.key, b.version, b.age, b.expires_at, b.value, b.bytes, b.queue FROM (
+                SELECT user_id, ctid AS tid, key, xmin AS version, CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END AS age, expires_at, CASE WHEN expires_at = '-infinity'::timestamptz THEN value END AS value,
+                  octet_length(key) + coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(value_bytes), 0) + 128 AS bytes,
+                  CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue
+                FROM %1$I.cache WHERE here ~ '^b' AND ctid >= concat('(', block, ',0)')::tid AND ctid < concat('(', least(block + width, 4294967295), ',0)')::tid
+                OFFSET 0) b
+              WHERE b.user_id = p_user_id) c OFFSET 0) a) r
+        GROUP BY r.slot, r.gone
+      LOOP
+        n := n + part.rows;
+        last := greatest(last, part.last);
+        IF part.gone THEN
+          rows := rows || part.tids;
+          xids := xids || part.xids;
+        ELSE
+          e.counted := e.counted + part.rows;
+          e.sums[part.slot] := e.sums[part.slot] + part.bytes::real;
+        END IF;
+      END LOOP;
+      IF rows <> '{}' THEN
+        WITH held AS MATERIALIZED (
+          SELECT c.ctid AS tid FROM (SELECT u.tid, u.version FROM unnest(rows, xids) u(tid, version) LIMIT (SELECT 100000)) r
+          JOIN %1$I.cache c ON c.ctid = r.tid
+          WHERE c.xmin = r.version AND NOT EXISTS (SELECT FROM %1$I.cache_lease l WHERE l.user_id = c.user_id AND l.key = c.key
+            AND l.expires_at BETWEEN statement_timestamp() AND statement_timestamp() + interval '1 minute')
+          FOR UPDATE OF c SKIP LOCKED),
+        gone AS (
+          DELETE FROM %1$I.cache c USING held WHERE c.ctid = held.tid RETURNING c.expires_at)
+        SELECT count(*) FILTER (WHERE expires_at <= statement_timestamp() AND expires_at > '-infinity'::timestamptz),
+          count(*) FILTER (WHERE expires_at IS NULL OR expires_at > statement_timestamp())
+        INTO removed, evicted FROM gone;
+      END IF;
+      e.bites := e.bites + 1;
+      IF here ~ '^k' THEN
+        here := CASE WHEN n = 1000 THEN concat('k', seen + n, ':', last) END;
+        IF seen + n > pages AND here IS NOT NULL AND e.cut IS NULL THEN  -- by pages it is faster, from the start
+          here := 'b0';
+          e.sums := array_fill(0::real, ARRAY[128]);
+          e.counted := 0;
+        END IF;
+      ELSE
+        here := CASE WHEN block + width < pages THEN concat('b', block + width) END;
+      END IF;
+
+      IF here IS NULL THEN
+        total := (SELECT sum(s::double precision) FROM unnest(e.sums) s);
+        IF e.cut IS NULL AND e.begun > most / 32 AND e.bytes IS NOT NULL THEN
+          e.growth := greatest(least((total - e.bytes) / e.begun, 1), 0)::real;
+        END IF;
+        IF total > most AND e.cut IS NULL OR total > most::double precision * 19 / 16 THEN
+          -- A sixteenth more goes, so that the next time is not at once. Where writers are
+          -- faster than that, it goes on.
+          e.cut := ARRAY[-1e18, -1e18, 0, -1e18, -1e18, 0, floor(random() * 1000000)];
+          excess := total - most::double precision * 15 / 16;
+          FOR queue IN 0 .. 1 LOOP
+            goal := excess;
+            IF queue = 0 THEN
+              goal := least(goal, (SELECT sum(s::double precision) FROM unnest(e.sums[1 : 64]) s) - most::double precision * 3 / 10);
+            END IF;
+            FOR age IN REVERSE 63 .. 0 LOOP
+              EXIT WHEN goal <= 0;
+              slot := queue * 64 + age + 1;
+              IF age < 63 THEN
+                e.cut[queue * 3 + 1] := e.since - ceil(exp(age / 2.885390081777927::double precision));
+              END IF;
+              e.cut[queue * 3 + 2] := CASE WHEN age = 0 THEN 1e18 ELSE e.since - ceil(exp((age - 1) / 2.885390081777927::double precision)) END;
+              e.cut[queue * 3 + 3] := least(goal / greatest(e.sums[slot]::double precision, 1::double precision), 1::double precision) * 65536;
+              excess := excess - least(goal, e.sums[slot]::double precision);
+              goal := goal - e.sums[slot]::double precision;
+            END LOOP;
+          END LOOP;
+          e.since := xid;  -- it counts anew
+          e.bytes := total::bigint;
+          e.begun := NULL;
+          e.written := e.written / 2;  -- of what came meanwhile about half is in the sum
+          here := CASE WHEN e.counted > pages THEN 'b0' ELSE 'k0:' END;
+          e.sums := array_fill(0::real, ARRAY[128]);
+          e.counted := 0;
+        ELSE
+          e.entries := e.counted;
+          e.bytes := total::bigint;
+          e.half := NULL;
+          goal := (SELECT sum(s::double precision) FROM unnest(e.sums[65 :]) s) / 2;
+          FOR age IN REVERSE 63 .. 1 LOOP
+            goal := goal - e.sums[65 + age]::double precision;
+            IF goal <= 0 AND e.sums[65 + age] > 0 THEN
+              e.half := e.since - floor(exp((age - 1) / 2.885390081777927::double precision))::bigint;
+              EXIT;
+            END IF;
+          END LOOP;
+        END IF;
+      END IF;
+      next_bite := CASE WHEN here IS NOT NULL THEN e.bites END;
+      UPDATE %1$I.cache_epoch SET sizing = here, sized_at = clock_timestamp(), bites = e.bites, since = e.since, cut = e.cut, sums = e.sums, counted = e.counted,
+        entries = e.entries, bytes = e.bytes, half = e.half, written = e.written, begun = e.begun, growth = e.growth,
+        evicted = CASE WHEN e.evicted BETWEEN 0 AND 9000000000000000000 THEN e.evicted ELSE 0 END + cache_fit.evicted
+      WHERE user_id = p_user_id;
     END
     $$),
     ($$cache_cleanup() RETURNS integer LANGUAGE plpgsql$$, $$
@@ -785,7 +1036,8 @@ BEGIN
         UPDATE (value, value_bytes, expires_at, mark) ON %1$I.cache TO %2$s;
       GRANT SELECT, DELETE, INSERT (user_id, keys), UPDATE (keys) ON %1$I.cache_change TO %2$s;
       GRANT SELECT, DELETE, INSERT (user_id, key, holder, expires_at, xid), UPDATE (holder, expires_at, xid) ON %1$I.cache_lease TO %2$s;
-      GRANT SELECT, INSERT (user_id), UPDATE (trimmed, low, waiting, snapshots, taken, walk_position, walked_at) ON %1$I.cache_epoch TO %2$s;
+      GRANT SELECT, INSERT (user_id), UPDATE (trimmed, low, waiting, snapshots, taken, walk_position, walked_at,
+        sizing, sized_at, bites, since, cut, sums, counted, entries, bytes, half, written, begun, growth, evicted) ON %1$I.cache_epoch TO %2$s;
       GRANT SELECT ON %1$I.cache_limit TO %2$s $$, target, users);
   END IF;
 

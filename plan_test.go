@@ -62,13 +62,16 @@ var samples = map[string]struct {
 	"feed.page":         {[]string{`'k99990'`}, 100},
 	"feed.begin":        {nil, 1},
 	"feed.trimFeed":     {nil, 3},
+	"quota.tell":        {[]string{`1`}, 1},
+	"quota.fit":         {[]string{`0`}, 1},
+	"quota.touch":       {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
 }
 
 // named returns a cache's statements by the names of their fields.
 func (c *core) named(t *testing.T) map[string]*statement {
 	t.Helper()
 	named := map[string]*statement{}
-	for _, room := range []any{&c.single, &c.batches, &c.ttls, &c.atomics, &c.walks, &c.loads, c.feed} {
+	for _, room := range []any{&c.single, &c.batches, &c.ttls, &c.atomics, &c.walks, &c.loads, c.feed, c.quota} {
 		fields := reflect.ValueOf(room).Elem()
 		for i := range fields.NumField() {
 			if f := fields.Field(i); f.Type() == reflect.TypeFor[*statement]() {

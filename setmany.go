@@ -140,10 +140,17 @@ func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
 	if err != nil {
 		return err
 	}
-	if err := f(c.WithTx(tx)); err != nil {
+	inside := c.WithTx(tx)
+	inside.tx.grown = map[*quota]int64{}
+	if err := f(inside); err != nil {
 		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
 		return err
 	}
 	_, err = await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Commit() })
+	if err == nil {
+		for q, bytes := range inside.tx.grown {
+			q.wrote(ctx, bytes)
+		}
+	}
 	return err
 }

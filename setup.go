@@ -31,9 +31,11 @@ type SetupConfig struct {
 	// who may already, on the first set-up to "none".
 	Service string
 
-	// MaxBytes is how much the entries of each user may take. It is recorded, and not
-	// yet enforced: nothing is evicted. Negative removes the
-	// limit. Defaults to the limit that there is, on the first set-up to none.
+	// MaxBytes is how much the entries of each user may take: keys, values as they are
+	// stored, and 128 bytes a row. What is over it, in the background, is evicted: entries
+	// that nobody reads before those that are read, the oldest first. docs/operations.md
+	// tells more. Negative removes the limit. Defaults to the limit that there is, on the
+	// first set-up to none.
 	MaxBytes int64
 
 	// Force creates the cache anew, which deletes every entry. Defaults to false:

@@ -177,9 +177,9 @@ func TestSetupGrantsWhatIsNeededAndTakesTheRest(t *testing.T) {
 		l.want(l.admin, "DELETE, INSERT expires_at key mark user_id value value_bytes, SELECT, UPDATE expires_at mark value value_bytes", query, "g.cache", role)
 		l.want(l.admin, "DELETE, INSERT keys user_id, SELECT, UPDATE keys", query, "g.cache_change", role)
 		l.want(l.admin, "DELETE, INSERT expires_at holder key user_id xid, SELECT, UPDATE expires_at holder xid", query, "g.cache_lease", role)
-		l.want(l.admin, "INSERT user_id, SELECT, UPDATE low snapshots taken trimmed waiting walk_position walked_at", query, "g.cache_epoch", role)
+		l.want(l.admin, "INSERT user_id, SELECT, UPDATE begun bites bytes counted cut entries evicted growth half low since sized_at sizing snapshots sums taken trimmed waiting walk_position walked_at written", query, "g.cache_epoch", role)
 		l.want(l.admin, "SELECT", query, "g.cache_limit", role)
-		l.want(l.admin, int64(9), `SELECT count(*) FROM pg_proc WHERE pronamespace = 'g'::regnamespace AND has_function_privilege($1, oid, 'EXECUTE')`, role)
+		l.want(l.admin, int64(10), `SELECT count(*) FROM pg_proc WHERE pronamespace = 'g'::regnamespace AND has_function_privilege($1, oid, 'EXECUTE')`, role)
 	}
 	l.want(l.admin, int64(0), `SELECT count(*) FROM pg_class c
 		LEFT JOIN pg_attribute a ON a.attrelid = c.oid, aclexplode(array_cat(c.relacl, a.attacl)) g

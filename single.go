@@ -136,6 +136,7 @@ func (c *Cache) setOne(ctx context.Context, e entry) (stamp, error) {
 	value, valueBytes := e.value.arguments()
 	_, at, err := c.writes(ctx, c.single.set, c.args(e.key, value, valueBytes, ttlArgument(e.micros)))
 	if err == nil {
+		c.grew(ctx, e)
 		w.stored(at, e)
 	}
 	return at, err
@@ -182,6 +183,7 @@ func (c *Cache) Get(ctx context.Context, key string, dest any) (found bool, err 
 		}
 	}
 	if found && err == nil {
+		c.wasRead(key)
 		if err = v.decode(dest); err != nil {
 			err = fmt.Errorf("key %s: %w", shorten(key), err)
 		}

@@ -64,13 +64,13 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 		return m.ExpectQuery(s.text).WithArgs(position, nil)
 	}
 
-	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
-	bite("b256").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, "b512"))
-	bite("b512").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, nil))
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 0, "b256"))
+	bite("b256").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(0, 0, "b512"))
+	bite("b512").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(4, 0, nil))
 	if n, err := m.Cleanup(t.Context()); n != 7 || err != nil {
 		t.Errorf("got %d, %v, want 7", n, err)
 	}
-	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, "b256"))
+	bite("").WillReturnRows(sqlmock.NewRows(s.columns).AddRow(3, 0, "b256"))
 	bite("b256").WillReturnError(boom)
 	if n, err := m.Cleanup(t.Context()); n != 3 || !errors.Is(err, boom) {
 		t.Errorf("got %d, %v, want 3 and the error", n, err)

@@ -248,7 +248,7 @@ var operations = []operation{{
 		return c.Cleanup(ctx)
 	},
 	args:    []driver.Value{"", nil},
-	answers: []answer{{rows: [][]driver.Value{{int64(7), nil}}, want: 7}},
+	answers: []answer{{rows: [][]driver.Value{{int64(7), int64(0), nil}}, want: 7}},
 	noTx:    true,
 }, {
 	name: "Ping",

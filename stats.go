@@ -13,6 +13,7 @@ type Stats struct {
 	Sets    int64 // entries written by Set, SetMany, Add, Increment, GetOrSet and its kin
 	Deletes int64 // entries removed by Delete, DeleteMany, DeletePrefix, Take or Clear
 	Loads   int64 // calls of the loaders of GetOrSet and its kin
+	Evicted int64 // entries of any process that this one removed, so that they keep the limit on size
 
 	Statements int64 // sent to the database
 	Keys       int64 // that they looked up, wrote or removed; Keys / Statements shows how calls merge
@@ -46,6 +47,7 @@ type LocalStats struct {
 // counters are the live form of Stats.
 type counters struct {
 	hits, misses, sets, deletes, loads atomic.Int64
+	evicted                            atomic.Int64
 	statements, keys, errors           atomic.Int64
 	lastCleanup                        atomic.Int64 // Unix time in microseconds; 0: never
 	latency                            histogram
@@ -86,6 +88,7 @@ func (c *Cache) counted() Stats {
 		Sets:       n.sets.Load(),
 		Deletes:    n.deletes.Load(),
 		Loads:      n.loads.Load(),
+		Evicted:    n.evicted.Load(),
 		Statements: n.statements.Load(),
 		Keys:       n.keys.Load(),
 		Errors:     n.errors.Load(),
@@ -112,6 +115,7 @@ func (s *Stats) add(more Stats, first bool) {
 	s.Sets += more.Sets
 	s.Deletes += more.Deletes
 	s.Loads += more.Loads
+	s.Evicted += more.Evicted
 	s.Statements += more.Statements
 	s.Keys += more.Keys
 	s.Errors += more.Errors

@@ -219,8 +219,9 @@ func (c *Cache) prepared(ctx context.Context, s *statement) (*sql.Stmt, error) {
 type transaction struct {
 	*sql.Tx // nil: none can be used, and err tells why
 	err     error
-	own     bool     // it is of the cache's pool, whose prepared statements fit no other
-	stmts   sync.Map // of *statement: the *sql.Stmt that Tx has of it
+	own     bool             // it is of the cache's pool, whose prepared statements fit no other
+	grown   map[*quota]int64 // bytes stored, which who commits it tells; nil: that is the caller
+	stmts   sync.Map         // of *statement: the *sql.Stmt that Tx has of it
 }
 
 // newTransaction returns tx as a transaction, of pool db or another. Nothing but tx itself knows

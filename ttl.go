@@ -156,7 +156,7 @@ func (c *Cache) Persist(ctx context.Context, key string) (found bool, err error)
 }
 
 const cleanupSQL = `
-SELECT removed, next_position FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
+SELECT removed, evicted, next_position FROM {schema}.cache_walk($1::text, $2::float8 * interval '1 microsecond')`
 
 // Cleanup removes expired entries, and returns how many there were. A confined login
 // removes its own, the owner and the service role everybody's. It works in bites, each a
@@ -173,7 +173,8 @@ func (c *Cache) Cleanup(ctx context.Context) (removed int, err error) {
 
 // bite is a step of a cleanup.
 type bite struct {
-	removed *int    // nil: it is not this process' turn
+	removed *int // nil: it is not this process' turn
+	evicted *int64
 	next    *string // where to go on; nil: this was the last
 }
 
@@ -183,7 +184,7 @@ type bite struct {
 func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error) {
 	for position := new(string); position != nil; {
 		b, _, err := first(query(ctx, c, c.ttls.cleanup, []any{*position, every}, func(rows *sql.Rows) (b bite, err error) {
-			return b, rows.Scan(&b.removed, &b.next)
+			return b, rows.Scan(&b.removed, &b.evicted, &b.next)
 		}))
 		if err != nil {
 			return removed, err
@@ -192,6 +193,7 @@ func (c *Cache) cleanup(ctx context.Context, every any) (removed int, err error)
 			return removed, nil
 		}
 		removed += *b.removed
+		c.stats.evicted.Add(*b.evicted)
 		position = b.next
 	}
 	c.stats.lastCleanup.Store(time.Now().UnixMicro())

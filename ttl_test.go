@@ -38,7 +38,7 @@ func TestBackgroundCleanupKeepsItsIntervalUntilClose(t *testing.T) {
 			if i == 5 {
 				query.WillReturnError(failure)
 			} else {
-				query.WillReturnRows(sqlmock.NewRows([]string{"removed", "next_position"}).AddRow(1, nil))
+				query.WillReturnRows(sqlmock.NewRows([]string{"removed", "evicted", "next_position"}).AddRow(1, 0, nil))
 			}
 		}
 		mock.ExpectClose()

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,7 +39,7 @@ func main() {
 		return
 	}
 	minutes := flag.Float64("minutes", 5, "how long all of it may take, about")
-	only := flag.String("only", "", "scenarios whose names contain this")
+	only := flag.String("only", "", "scenarios whose names contain one of these, with commas between")
 	lanes := flag.Int("lanes", 4, "scenarios at once")
 	out := flag.String("o", "", "the page to write, Markdown; its charts go beside it")
 	flag.Parse()
@@ -64,7 +65,7 @@ func run(total time.Duration, only string, lanes int) (results []*result, left s
 	var chosen []scenario
 	inLanes := 0
 	for _, s := range scenarios() {
-		if strings.Contains(s.name, only) {
+		if slices.ContainsFunc(strings.Split(only, ","), func(part string) bool { return strings.Contains(s.name, part) }) {
 			chosen = append(chosen, s)
 			if !s.whole {
 				inLanes++

@@ -47,7 +47,7 @@ SELECT object, owner::regrole FROM (
   WHERE c.relname IN ('cache', 'cache_change', 'cache_epoch', 'cache_lease', 'cache_limit')
   UNION ALL
   SELECT 'function ' || p.oid::regprocedure, p.proowner FROM pg_proc p JOIN schema n ON n.oid = p.pronamespace
-  WHERE p.proname IN ('cache_walk', 'cache_trim', 'cache_begin', 'cache_changed', 'cache_moved', 'cache_deleted')) objects, me
+  WHERE p.proname IN ('cache_walk', 'cache_fit', 'cache_trim', 'cache_begin', 'cache_changed', 'cache_moved', 'cache_deleted')) objects, me
 WHERE NOT pg_has_role(owner, me.oid, 'MEMBER')
 LIMIT 1`
 

@@ -71,7 +71,7 @@ The cache:
                      the role confined to its own entries; public, none (who may
                      already; on the first set-up public)
   --service ROLE     setup, sql: who may act for any user; none (who may already)
-  --max-size SIZE    setup, sql: what each user's entries may take (not yet enforced), such as 10GB;
+  --max-size SIZE    setup, sql: what each user's entries may take, such as 10GB;
                      none (what it is)
   --force            setup, sql: delete every entry. Nothing is asked
   --label NAME       get, keys, top: whose entries (get and keys: the role's own;

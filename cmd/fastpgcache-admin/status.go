@@ -152,7 +152,7 @@ func (st *status) print(out io.Writer) {
 		fmt.Fprintf(w, "absences\t%d remembered\n", st.Absent)
 	}
 	for _, u := range st.Users {
-		fmt.Fprintf(w, "  %s\t%d live, %d expired, %s\n", printable(u.User), u.Live, u.Expired, bytes(u.Bytes))
+		fmt.Fprintf(w, "  %s\t%d live, %d expired, %s%s\n", printable(u.User), u.Live, u.Expired, bytes(u.Bytes), u.limitText())
 	}
 	fmt.Fprint(w, st.more())
 	w.Flush()

@@ -98,7 +98,11 @@ func testContextDuringStatement(s *suite, t *testing.T) {
 				_, err := op.run(ctx, c, "k")
 				done <- err
 			}()
-			await(t, "the statement waits", func() bool { return s.waiting(t, role) > 0 })
+			statements := 1
+			if op.all {
+				statements = len(s.schemas)
+			}
+			await(t, "the statement waits", func() bool { return s.waiting(t, role) == statements })
 			stop()
 			select {
 			case err := <-done:

@@ -17,6 +17,7 @@ type operation struct {
 	name  string // as errors give it
 	keyed bool   // is about one key
 	reads bool   // changes no row
+	all   bool   // goes to every shard at once
 	walks bool   // removes expired rows, too, and leases by a statement of their own
 
 	// run calls it. For a keyed operation other than a write that stores, found is
@@ -35,7 +36,7 @@ func operations() []operation {
 			var v string
 			return c.Get(ctx, key, &v)
 		}},
-		{name: "ping", reads: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {
+		{name: "ping", all: true, reads: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {
 			return false, c.Ping(ctx)
 		}},
 		{name: "exists", keyed: true, reads: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
@@ -80,7 +81,7 @@ func operations() []operation {
 			n, err := c.DeleteMany(ctx, []string{key, key})
 			return n > 0, err
 		}},
-		{name: "delete prefix", keyed: true, walks: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
+		{name: "delete prefix", keyed: true, all: true, walks: true, run: func(ctx context.Context, c *cache, key string) (bool, error) {
 			n, err := c.DeletePrefix(ctx, key)
 			return n > 0, err
 		}},
@@ -90,7 +91,7 @@ func operations() []operation {
 			}
 			return false, nil
 		}},
-		{name: "cleanup", run: func(ctx context.Context, c *cache, _ string) (bool, error) {
+		{name: "cleanup", all: true, run: func(ctx context.Context, c *cache, _ string) (bool, error) {
 			_, err := c.Cleanup(ctx)
 			return false, err
 		}},
