@@ -369,7 +369,7 @@ BEGIN
         bytes         bigint,
         half          bigint,               -- the older half of those that were read is from before this transaction
         written       bigint NOT NULL DEFAULT 0,  -- bytes, as processes have told since it began
-        begun         bigint,               -- what written was when it began
+        begun         bigint,               -- bytes written before it began, of which it sees all
         growth        real,                 -- the part of that which did not replace what was there
         evicted       bigint NOT NULL DEFAULT 0   -- entries, ever
       ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
@@ -843,14 +843,15 @@ BEGIN
           END LOOP;
           e.since := xid;  -- it counts anew
           e.bytes := total::bigint;
-          e.begun := NULL;
-          e.written := e.written / 2;  -- of what came meanwhile about half is in the sum
+          e.begun := e.written / 2;  -- of what came meanwhile about half is in the sum
+          e.written := 0;
           here := CASE WHEN e.counted > pages THEN 'b0' ELSE 'k0:' END;
           e.sums := array_fill(0::real, ARRAY[128]);
           e.counted := 0;
         ELSE
           e.entries := e.counted;
           e.bytes := total::bigint;
+          e.written := e.written / 2;
           e.half := NULL;
           goal := (SELECT sum(s::double precision) FROM unnest(e.sums[65 :]) s) / 2;
           FOR age IN REVERSE 63 .. 1 LOOP

@@ -146,12 +146,25 @@ var faults = []fault{
 		`AND key > $1 ORDER`, `AND key > $1 AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER`}}},
 	{"false-positives-deleted", []change{{"misses.go",
 		"\tfalsePositives := n.falsePositives.Add(1)", "\tf.filter.deleteHash(hash)\n\tfalsePositives := n.falsePositives.Add(1)"}}},
+
+	// The limit on size.
+	{"the-youngest-go", []change{{"migrations.sql",
+		`THEN a.age >= ages[1] OR a.age >= ages[2]`, `THEN a.age < ages[1] OR a.age < ages[2]`}}},
+	{"no-probation", []change{{"migrations.sql",
+		`CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue`, `0 AS queue`}}},
+	{"what-is-loaded-is-evicted", []change{{"migrations.sql",
+		`WHERE c.xmin = r.version AND NOT EXISTS`, `WHERE c.xmin = r.version OR NOT EXISTS`}}},
+	{"one-seed-for-every-share", []change{{"migrations.sql",
+		`floor(random() * 1000000)];`, `0];`}}},
+	{"the-state-of-a-walk-is-believed", []change{{"migrations.sql",
+		`AND '1e16'::real >= ALL (e.sums)`, ``}}},
 }
 
 // quick are the tests that need no server, and some that catch at once what the model
 // checker meets too seldom to fail for each time.
 const quick = "^(TestNoInterleavingBreaksTheGuarantee|TestTheClock|TestNoValueOutlives|TestOfTwo|TestOwn|TestAReset|TestTransactionsOf|TestWhat|TestKept|" +
-	"TestAnExpiredEntryThatIsRevivedIsSeen|TestANewEpoch|TestLateCommits|TestAWriteInATransactionIsNotKept|TestEveryKindOfWriteIsHeardOf|TestWhoSleptPastTheTrimming)"
+	"TestAnExpiredEntryThatIsRevivedIsSeen|TestANewEpoch|TestLateCommits|TestAWriteInATransactionIsNotKept|TestEveryKindOfWriteIsHeardOf|TestWhoSleptPastTheTrimming|" +
+	"TestTheOldestGoFirst|TestABulkLoad|TestNothingOfAWalk|TestALeaseKeeps)"
 
 func main() {
 	ops := flag.Int("ops", 200_000, "operations of the model checker for each fault")
