@@ -26,7 +26,7 @@ func houseMap(t *testing.T) map[string]string {
 		t.Fatal("CONTRIBUTING.md has no map")
 	}
 	places, floor := map[string]string{}, ""
-	for _, row := range regexp.MustCompile("(?m)^\\| (\\w*) ?\\|([^|]*)\\|").FindAllSubmatch(house, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| (\w*) ?\|([^|]*)\|`).FindAllSubmatch(house, -1) {
 		if len(row[1]) > 0 {
 			floor = string(row[1])
 		}
@@ -34,7 +34,7 @@ func houseMap(t *testing.T) map[string]string {
 			places[name] = floor
 		}
 	}
-	for _, row := range regexp.MustCompile("(?m)^\\|([^|]*)\\|").FindAllSubmatch(beside, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\|([^|]*)\|`).FindAllSubmatch(beside, -1) {
 		for _, name := range quoted(row[1]) {
 			places[name] = ""
 		}
