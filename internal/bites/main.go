@@ -154,8 +154,6 @@ var faults = []fault{
 		`CASE WHEN mark = 0 THEN 64 ELSE 0 END AS queue`, `0 AS queue`}}},
 	{"what-is-loaded-is-evicted", []change{{"migrations.sql",
 		`WHERE c.xmin = r.version AND NOT EXISTS`, `WHERE c.xmin = r.version OR NOT EXISTS`}}},
-	{"one-seed-for-every-share", []change{{"migrations.sql",
-		`floor(random() * 1000000)];`, `0];`}}},
 	{"the-state-of-a-walk-is-believed", []change{{"migrations.sql",
 		`AND '1e16'::real >= ALL (e.sums)`, ``}}},
 }
