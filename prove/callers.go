@@ -187,10 +187,11 @@ func hotKeys(t *trial) error {
 }
 
 func batches(t *trial) error {
-	if err := t.start(pgtest.Config{}); err != nil {
+	// What deadlocks waits that long, and all who wait for it.
+	if err := t.start(pgtest.Config{Settings: map[string]string{"deadlock_timeout": "100ms"}}); err != nil {
 		return err
 	}
-	t.pause, t.patience = 10*time.Millisecond, 10*time.Second
+	t.pause, t.patience = 10*time.Millisecond, 30*time.Second
 	const keys = 60
 	for i, driver := range []string{"pq", "pgx", "pq"} {
 		p, err := t.open(driver, t.dsn(), fastpgcache.Config{MaxStaleness: time.Duration(i) * 20 * time.Millisecond})
