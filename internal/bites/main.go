@@ -107,6 +107,8 @@ var faults = []fault{
 		`WITH change AS (INSERT INTO %1$I.cache_change (user_id, keys) VALUES (p_user_id, ARRAY[p_key]))`, ``}}},
 	{"sql-writes-leave-nothing-in-the-feed", []change{{"migrations.sql",
 		`INSERT INTO %1$I.cache_change (user_id, keys) VALUES (NEW.user_id, ARRAY[NEW.key]);`, ``}}},
+	{"sql-writes-whatever-it-likes", []change{{"migrations.sql",
+		`IF octet_length(NEW.key) NOT BETWEEN 1 AND 1024 OR`, `IF false AND`}}},
 	{"sql-deletes-leave-nothing-in-the-feed", []change{{"migrations.sql",
 		`WHERE expires_at IS NULL OR expires_at > statement_timestamp()) d`, `WHERE false) d`}}},
 	{"trimming-not-told", []change{{"migrations.sql",

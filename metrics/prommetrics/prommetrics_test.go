@@ -35,7 +35,7 @@ func TestNamesThatUsersHaveInTheirDashboardsStay(t *testing.T) {
 	}
 	want := []string{
 		"fastpgcache_hits_total", "fastpgcache_misses_total", "fastpgcache_sets_total", "fastpgcache_deletes_total",
-		"fastpgcache_loads_total", "fastpgcache_errors_total", "fastpgcache_statements_total",
+		"fastpgcache_loads_total", "fastpgcache_evicted_total", "fastpgcache_errors_total", "fastpgcache_statements_total",
 		"fastpgcache_statement_keys_total", "fastpgcache_last_cleanup_timestamp_seconds",
 		"fastpgcache_local_hits_total", "fastpgcache_local_misses_total", "fastpgcache_local_values",
 		"fastpgcache_local_size_bytes", "fastpgcache_local_evictions_total", "fastpgcache_local_catch_ups_total",

@@ -24,6 +24,8 @@ var All = []Figure{
 		func(s *fastpgcache.Stats) int64 { return s.Deletes }),
 	counter("fastpgcache.loads", "{call}", "Calls of the loaders of GetOrSet and its kin.",
 		func(s *fastpgcache.Stats) int64 { return s.Loads }),
+	counter("fastpgcache.evicted", "{entry}", "Entries of any process that this one removed, so that they keep the limit on size.",
+		func(s *fastpgcache.Stats) int64 { return s.Evicted }),
 	counter("fastpgcache.errors", "{error}", "Errors of the cache, returned or given to OnError; not those of loaders.",
 		func(s *fastpgcache.Stats) int64 { return s.Errors }),
 	counter("fastpgcache.statements", "{statement}", "Statements sent to the database.",
