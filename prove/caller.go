@@ -62,7 +62,11 @@ func (c *caller) call(act func(context.Context) error) error {
 		c.process.succeeded.Store(max(start, c.process.succeeded.Load()))
 		return nil
 	}
-	c.trial.result.failed1(c.trial.kind(err))
+	kind := c.trial.kind(err)
+	if isTx(err) {
+		kind = "WithTx " + kind
+	}
+	c.trial.result.failed1(kind)
 	c.process.lastError.Store(err.Error())
 	if strings.Count(err.Error(), "fastpgcache: ") != 1 && !isTx(err) {
 		c.trial.failf("an error has no prefix, or two: %v", err)

@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -146,7 +146,11 @@ func resources() held {
 		b, _ := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
 		children += len(strings.Fields(string(b)))
 	}
-	return held{runtime.NumGoroutine(), len(files), children}
+	var all strings.Builder
+	pprof.Lookup("goroutine").WriteTo(&all, 1)
+	_, records, _ := strings.Cut(all.String(), "\n") // the first line counts all
+	goroutines, _ := ours(0, records)
+	return held{goroutines, len(files), children}
 }
 
 func (h held) String() string {
