@@ -254,6 +254,9 @@ func (t *trial) recover() {
 	since := history.Now()
 	for _, p := range t.processes {
 		for p.succeeded.Load() < since {
+			if t.ctx.Err() != nil {
+				return // nobody asks any more
+			}
 			if time.Since(begin) > 40*time.Second {
 				t.failf("process %d (%s) does not recover: %v", p.number, p.driver, p.lastError.Load())
 				return
