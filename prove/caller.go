@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -74,6 +75,10 @@ func (c *caller) call(act func(context.Context) error) error {
 	return err
 }
 
+// errSentTwice is why a statement over lib/pq may have done what it says it did not:
+// docs/operations.md.
+var errSentTwice = errors.New("database/sql may have sent it twice")
+
 // txError is of a transaction's begin or commit, which are the caller's own.
 type txError struct{ error }
 
@@ -144,12 +149,16 @@ func (c *caller) act(ctx context.Context) error {
 		added, err := cache.Add(ctx, name(key), text, 0)
 		if added || err != nil {
 			c.Stored(key, value, start, 0, err)
+		} else if c.process.driver == "pq" {
+			c.Stored(key, value, start, 0, errSentTwice)
 		}
 		return err
 	case p < 80:
 		v, found, err := cache.Take(ctx, name(key))
 		if err != nil || found {
 			c.Removed(key, start, err)
+		} else if c.process.driver == "pq" {
+			c.Removed(key, start, errSentTwice)
 		}
 		if found {
 			fresh := &history.Log{} // never answered from memory
