@@ -178,7 +178,7 @@ func TestSetupForce(t *testing.T) {
 	l.setup(l.admin, fastpgcache.SetupConfig{MaxBytes: 1 << 30})
 	before := l.catalog("public")
 	fill := func() {
-		l.exec(l.admin, `SELECT cache_set('u', 'k', 'v'); INSERT INTO cache_epoch (user_id) VALUES ('u');
+		l.exec(l.admin, `SELECT cache_set('u', 'k', 'v'); INSERT INTO cache_epoch (user_id) VALUES ('u') ON CONFLICT DO NOTHING;
 			INSERT INTO cache_lease VALUES ('u', 'l', 'h', now() + interval '10 s')`)
 	}
 	fill()
