@@ -65,12 +65,13 @@ func (c *Cache) walk(ctx context.Context, prefix string) iter.Seq2[string, error
 // keysPage is the LIMIT of keysSQL.
 const keysPage = 5000
 
-// The LIMIT is a query, so that the planner does not know it: for a number it sorts all
-// that is left for each page, while a table is not analysed yet.
+// While a table is not analysed yet, the planner would sort all that is left for each
+// page. So the LIMIT is a query, whose result it does not know; and the end compares rows,
+// since it takes two bounds of one column for a short range.
 const keysSQL = `
 SELECT key FROM {schema}.cache
-WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
-  AND (expires_at IS NULL OR expires_at > statement_timestamp())
+WHERE user_id = {user} AND key >= $1 AND key > $2 AND (user_id, key) < ({user}, $3)
+  AND (expires_at <= statement_timestamp()) IS NOT TRUE
 ORDER BY user_id, key LIMIT (SELECT 5000)`
 
 // beyondKeys, after any prefix, is greater than every key with that prefix.
@@ -143,7 +144,7 @@ DELETE FROM {schema}.cache_lease WHERE user_id = {user} AND key IN (SELECT key F
 // its TTL alone, is locked but not deleted: the page comes again.
 const clearSQL = `/*fastpgcache*/
 WITH page AS MATERIALIZED (
-  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key >= $1 AND key > $2 AND key < $3
+  SELECT ctid, key FROM {schema}.cache WHERE user_id = {user} AND key >= $1 AND key > $2 AND (user_id, key) < ({user}, $3)
   ORDER BY user_id, key LIMIT (SELECT 2000) FOR UPDATE),
 removed AS (
   DELETE FROM {schema}.cache c USING page WHERE c.ctid = page.ctid

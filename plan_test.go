@@ -194,9 +194,7 @@ func explainNode(t *testing.T, conn *sql.Conn, statement string) (plan node, tex
 // it had counted those few and nothing else, once they are counted again. SQL-NOTES 34.
 func TestPlansStayRightWhenAUserGrows(t *testing.T) {
 	t.Parallel()
-	// Between some 50,000 and 150,000 rows that were never analysed, a plan of Keys that is
-	// made anew sorts them all, as long as they are not analysed: 50 ms for a page.
-	n := 40_000
+	n := 100_000
 	if pgtest.Long() {
 		n = 1_000_000
 	}
