@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -30,10 +30,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "rounds")
 	items := flag.Int("items", 100_000, "new items of 100 bytes")
 	flag.Parse()
-	if err := run(context.Background(), *rounds, *items); err != nil {
-		fmt.Fprintln(os.Stderr, "batch:", err)
-		os.Exit(1)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *rounds, *items) })
 }
 
 // way is one way to store items, and how many it should be tried with.

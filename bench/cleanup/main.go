@@ -11,14 +11,11 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
 	"time"
 
-	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -29,29 +26,13 @@ var (
 
 func main() {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
-func run(ctx context.Context) (err error) {
-	server, err := pgtest.Start(ctx, pgtest.Config{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
+func run(ctx context.Context) error { return program.WithServer(ctx, pgtest.Config{}, measure) }
+
+func measure(ctx context.Context, server *pgtest.Server, admin *sql.DB) error {
 	dsn := server.DSN("postgres")
-	admin, err := sql.Open("postgres", dsn)
-	if err != nil {
-		return err
-	}
-	defer admin.Close()
-	if err := fastpgcache.Setup(ctx, admin, fastpgcache.SetupConfig{}); err != nil {
-		return err
-	}
 	for _, statement := range []string{
 		`CREATE ROLE few LOGIN PASSWORD 'few'`, `CREATE ROLE most LOGIN PASSWORD 'most'`,
 		fmt.Sprintf(`INSERT INTO cache (user_id, key, value, expires_at, mark)

@@ -10,9 +10,7 @@ import (
 	"database/sql"
 	"flag"
 	"fmt"
-	"log"
 	"os"
-	"os/signal"
 	"runtime"
 	"slices"
 	"text/tabwriter"
@@ -22,6 +20,7 @@ import (
 	_ "github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -34,12 +33,7 @@ func main() {
 	blocks := flag.Int("blocks", 200, "how many blocks of each")
 	size := flag.Int("size", 100, "calls in a block")
 	flag.Parse()
-	// As a service's contexts do, this one may end.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, *blocks, *size); err != nil {
-		log.Fatal(err)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *blocks, *size) })
 }
 
 func run(ctx context.Context, blocks, size int) error {

@@ -15,7 +15,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/fastpgcache/fastpgcache"
 	"github.com/fastpgcache/fastpgcache/bench/internal/peers"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 )
 
 var (
@@ -42,12 +42,7 @@ var (
 
 func main() {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "growth:", err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
 // place is a number of keys, and the servers that have them.

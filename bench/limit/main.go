@@ -15,8 +15,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +23,7 @@ import (
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -44,29 +43,13 @@ var value = strings.Repeat("v", 100)
 
 func main() {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "limit:", err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
-func run(ctx context.Context) (err error) {
-	server, err := pgtest.Start(ctx, pgtest.Config{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
+func run(ctx context.Context) error { return program.WithServer(ctx, pgtest.Config{}, measure) }
+
+func measure(ctx context.Context, server *pgtest.Server, db *sql.DB) error {
 	dsn := server.DSN("postgres")
-	db, err := sql.Open("postgres", dsn)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if err := fastpgcache.Setup(ctx, db, fastpgcache.SetupConfig{}); err != nil {
-		return err
-	}
 	if err := cost(ctx, dsn, db); err != nil || *load == 0 {
 		return err
 	}

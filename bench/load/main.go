@@ -9,22 +9,14 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"os"
-	"os/signal"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "load:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main(run) }
 
 // plan is what to measure.
 type plan struct {
@@ -50,10 +42,10 @@ func run(ctx context.Context) error {
 	flag.Parse()
 	p.ops, p.systems = strings.Split(*ops, ","), strings.Split(*systems, ",")
 	var err error
-	if p.callers, err = numbers(*callers); err != nil {
+	if p.callers, err = program.Numbers(*callers); err != nil {
 		return err
 	}
-	if p.sizes, err = numbers(*sizes); err != nil {
+	if p.sizes, err = program.Numbers(*sizes); err != nil {
 		return err
 	}
 	results, err := measureAll(ctx, p)
@@ -65,16 +57,4 @@ func run(ctx context.Context) error {
 		return writeChart(*svg, p, results)
 	}
 	return nil
-}
-
-func numbers(list string) ([]int, error) {
-	var ns []int
-	for _, s := range strings.Split(list, ",") {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			return nil, err
-		}
-		ns = append(ns, n)
-	}
-	return ns, nil
 }

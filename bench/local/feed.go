@@ -22,7 +22,7 @@ func watchFeed(ctx context.Context) error {
 	}
 	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
-	if err := s.fill(ctx, value); err != nil {
+	if err := s.Fill(ctx, keys, value); err != nil {
 		return err
 	}
 	db, err := sql.Open("postgres", s.DSN())

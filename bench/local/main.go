@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -24,6 +23,7 @@ import (
 	"time"
 
 	"github.com/fastpgcache/fastpgcache/bench/internal/chart"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 )
 
 var (
@@ -45,8 +45,6 @@ const (
 
 func main() {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	run := compare
 	switch {
 	case *feed > 0:
@@ -54,10 +52,7 @@ func main() {
 	case *ratios:
 		run = compareRatios
 	}
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "local:", err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
 // draws returns which keys are asked for, by Zipf's law with 1.01.
@@ -78,22 +73,22 @@ func keyNames() []string {
 	return names
 }
 
-func numbers(list string) (n []int) {
-	for s := range strings.SplitSeq(list, ",") {
-		i, _ := strconv.Atoi(s)
-		n = append(n, i)
-	}
-	return n
-}
-
 func compare(ctx context.Context) error {
+	callers, err := program.Numbers(*callers)
+	if err != nil {
+		return err
+	}
+	writes, err := program.Numbers(*writes)
+	if err != nil {
+		return err
+	}
 	s, err := startServers(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.Stop()
 	value := strings.Repeat("v", valueBytes)
-	if err := s.fill(ctx, value); err != nil {
+	if err := s.Fill(ctx, keys, value); err != nil {
 		return err
 	}
 	var systems []*system
@@ -119,8 +114,8 @@ func compare(ctx context.Context) error {
 	}
 	fmt.Print(" local / go-redis | local / DoCache | local / otter | p99 of local reads |\n|--:|--:|" + strings.Repeat("--:|", len(systems)+4) + "\n")
 	panel := chart.Panel{Title: fmt.Sprintf("Operations a second, 100,000 keys of 100 bytes, MaxStaleness %v", *staleness)}
-	for _, n := range numbers(*callers) {
-		for _, percent := range numbers(*writes) {
+	for _, n := range callers {
+		for _, percent := range writes {
 			rates, p99 := map[string][]float64{}, []time.Duration{}
 			for range *rounds {
 				for _, sys := range systems {

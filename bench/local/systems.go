@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -39,43 +38,6 @@ func startServers(ctx context.Context) (*servers, error) {
 
 func (s *servers) cache(staleness time.Duration) (*fastpgcache.Cache, error) {
 	return fastpgcache.Open(s.DSN(), fastpgcache.Config{MaxStaleness: staleness})
-}
-
-// fill stores every key, in both.
-func (s *servers) fill(ctx context.Context, value string) error {
-	db, err := sql.Open("postgres", s.DSN())
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if err := fastpgcache.Setup(ctx, db, fastpgcache.SetupConfig{}); err != nil {
-		return err
-	}
-	c, err := fastpgcache.New(db, fastpgcache.Config{})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	names := keyNames()
-	items := make(map[string]any, len(names))
-	for _, key := range names {
-		items[key] = value
-	}
-	if err := c.SetMany(ctx, items, ttl); err != nil {
-		return err
-	}
-	r := redis.NewClient(&redis.Options{Addr: s.Redis})
-	defer r.Close()
-	for i := 0; i < len(names); i += 1000 {
-		pipe := r.Pipeline()
-		for _, key := range names[i : i+1000] {
-			pipe.Set(ctx, key, value, ttl)
-		}
-		if _, err := pipe.Exec(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *servers) open(ctx context.Context, name string) (*system, error) {

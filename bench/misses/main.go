@@ -15,7 +15,6 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -27,6 +26,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -36,10 +36,7 @@ func main() {
 	keys := flag.Int("keys", 1_000_000, "keys in the larger table")
 	flag.DurationVar(&openFor, "open", 0, "how long a transaction has been open when catching up beside it is measured")
 	flag.Parse()
-	if err := run(context.Background(), *keys); err != nil {
-		fmt.Fprintln(os.Stderr, "misses:", err)
-		os.Exit(1)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *keys) })
 }
 
 func run(ctx context.Context, keys int) error {

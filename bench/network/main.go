@@ -13,26 +13,20 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/fastpgcache/fastpgcache/bench/internal/peers"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	run := run
 	if len(os.Args) > 2 && os.Args[1] == "forward" {
 		run = func(context.Context) error { return forward(os.Args[2:]) }
 	}
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "network:", err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
 const (
@@ -84,12 +78,9 @@ func run(ctx context.Context) error {
 		}
 		p.roundTrips = append(p.roundTrips, d)
 	}
-	for _, s := range strings.Split(*callers, ",") {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			return err
-		}
-		p.callers = append(p.callers, n)
+	var err error
+	if p.callers, err = program.Numbers(*callers); err != nil {
+		return err
 	}
 	all, err := measureAll(ctx, p)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log"
 	"os"
 	"slices"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	_ "github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -139,9 +139,7 @@ func clearAll(ctx context.Context, c *fastpgcache.Cache, _ string) error {
 func main() {
 	blocks := flag.Int("blocks", 15, "how many blocks of each")
 	flag.Parse()
-	if err := run(context.Background(), *blocks); err != nil {
-		log.Fatal(err)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *blocks) })
 }
 
 func run(ctx context.Context, blocks int) error {

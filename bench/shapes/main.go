@@ -20,6 +20,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -91,10 +92,7 @@ func main() {
 	only := flag.String("only", "", "measure shapes whose names have this")
 	flag.Parse()
 	shapes = slices.DeleteFunc(shapes, func(s shape) bool { return !strings.Contains(s.name, *only) })
-	if err := run(context.Background(), *rounds); err != nil {
-		fmt.Fprintln(os.Stderr, "shapes:", err)
-		os.Exit(1)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *rounds) })
 }
 
 func run(ctx context.Context, rounds int) error {

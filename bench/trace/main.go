@@ -13,8 +13,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
+
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 )
 
 var (
@@ -28,12 +28,7 @@ var (
 
 func main() {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "trace:", err)
-		os.Exit(1)
-	}
+	program.Main(run)
 }
 
 func run(ctx context.Context) (err error) {

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	_ "github.com/lib/pq"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -30,10 +30,7 @@ func main() {
 	rounds := flag.Int("rounds", 5, "rounds")
 	length := flag.Duration("length", time.Second, "length of one measurement")
 	flag.Parse()
-	if err := run(context.Background(), *rounds, *length); err != nil {
-		fmt.Fprintln(os.Stderr, "unlogged:", err)
-		os.Exit(1)
-	}
+	program.Main(func(ctx context.Context) error { return run(ctx, *rounds, *length) })
 }
 
 func run(ctx context.Context, rounds int, length time.Duration) error {

@@ -109,20 +109,29 @@ func testLoadLoses(s *suite, t *testing.T) {
 // Of 64 callers on 8 keys, 8 change the source and delete the entry; whoever calls
 // then must not get the version before.
 func testNothingFromBeforeADelete(s *suite, t *testing.T) {
-	c, ctx := s.cache(t), t.Context()
-	const keys, readers = 8, 56
+	c := s.cache(t)
 	deletes := 1_000
 	if pgtest.Long() {
 		deletes = 10_000
 	}
-	var source, deleted [keys]atomic.Int64
+	nothingFromBefore(t, 8, 56, deletes, func(ctx context.Context, key string, load func() int64) (got int64, err error) {
+		err = c.GetOrSet(ctx, key, &got, time.Minute, func(context.Context) (any, error) { return load(), nil })
+		return got, err
+	}, func(ctx context.Context, key string) error {
+		_, err := c.Delete(ctx, key)
+		return err
+	})
+}
+
+// nothingFromBefore changes the source of each key and removes its entry, again and
+// again, beside readers: whoever begins to get it then must not get a version before.
+func nothingFromBefore(t *testing.T, keys, readers, removals int, get func(ctx context.Context, key string, load func() int64) (int64, error), remove func(ctx context.Context, key string) error) {
+	ctx := t.Context()
+	source, removed := make([]atomic.Int64, keys), make([]atomic.Int64, keys)
 	var stale atomic.Int64
 	read := func(k int) {
-		want := deleted[k].Load()
-		var got int64
-		err := c.GetOrSet(ctx, fmt.Sprint("key", k), &got, time.Minute, func(context.Context) (any, error) {
-			return source[k].Load(), nil
-		})
+		want := removed[k].Load()
+		got, err := get(ctx, fmt.Sprint("key", k), source[k].Load)
 		if err != nil {
 			t.Error(err)
 		}
@@ -146,12 +155,12 @@ func testNothingFromBeforeADelete(s *suite, t *testing.T) {
 	}
 	for k := range keys {
 		writing.Go(func() {
-			for range deletes / keys {
+			for range removals / keys {
 				version := source[k].Add(1)
-				if _, err := c.Delete(ctx, fmt.Sprint("key", k)); err != nil {
+				if err := remove(ctx, fmt.Sprint("key", k)); err != nil {
 					t.Error(err)
 				}
-				deleted[k].Store(version)
+				removed[k].Store(version)
 				read(k)
 			}
 		})
@@ -160,7 +169,7 @@ func testNothingFromBeforeADelete(s *suite, t *testing.T) {
 	close(done)
 	reading.Wait()
 	if n := stale.Load(); n > 0 {
-		t.Errorf("%d callers got what was there before the last of %d deletes", n, deletes)
+		t.Errorf("%d callers got what was there before the last of %d removals", n, removals)
 	}
 }
 

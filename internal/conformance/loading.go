@@ -293,63 +293,14 @@ func testNoFormGivesWhatWasDeleted(s *suite, t *testing.T) {
 		},
 		"DeletePrefix": func(ctx context.Context, key string) error { _, err := c.DeletePrefix(ctx, key); return err },
 	}
-	for form, get := range forms {
-		for how, remove := range removals {
-			t.Run(form+" after "+how, func(t *testing.T) { testAfterADelete(t, get, remove) })
-		}
-	}
-}
-
-func testAfterADelete(t *testing.T, get func(context.Context, string, func() int64) (int64, error), remove func(context.Context, string) error) {
-	ctx := bounded(t)
-	const keys, readers = 4, 24
 	deletes := 60
 	if pgtest.Long() {
 		deletes = 200
 	}
-	var source, deleted [keys]atomic.Int64
-	var stale atomic.Int64
-	read := func(k int) {
-		want := deleted[k].Load()
-		got, err := get(ctx, fmt.Sprint("key", k), source[k].Load)
-		if err != nil {
-			t.Error(err)
+	for form, get := range forms {
+		for how, remove := range removals {
+			t.Run(form+" after "+how, func(t *testing.T) { nothingFromBefore(t, 4, 24, deletes, get, remove) })
 		}
-		if got < want {
-			stale.Add(1)
-		}
-	}
-	var writing, reading sync.WaitGroup
-	done := make(chan struct{})
-	for i := range readers {
-		reading.Go(func() {
-			for n := i; ; n++ {
-				select {
-				case <-done:
-					return
-				default:
-					read(n % keys)
-				}
-			}
-		})
-	}
-	for k := range keys {
-		writing.Go(func() {
-			for range deletes / keys {
-				version := source[k].Add(1)
-				if err := remove(ctx, fmt.Sprint("key", k)); err != nil {
-					t.Error(err)
-				}
-				deleted[k].Store(version)
-				read(k)
-			}
-		})
-	}
-	writing.Wait()
-	close(done)
-	reading.Wait()
-	if n := stale.Load(); n > 0 {
-		t.Errorf("%d callers got what was there before the last of %d deletes", n, deletes)
 	}
 }
 
