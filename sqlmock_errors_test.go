@@ -179,7 +179,7 @@ func TestBadConnectionIsReplaced(t *testing.T) {
 		}
 		m := newMocked(t, mode)
 		// The mock is gone when its last connection is closed.
-		conn, err := m.db.Conn(t.Context())
+		conn, err := m.DB().Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

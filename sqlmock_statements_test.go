@@ -27,15 +27,7 @@ func TestOperationIsOneDocumentedStatement(t *testing.T) {
 }
 
 func TestOperationUsesTheSchema(t *testing.T) {
-	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	c, err := fastpgcache.New(db, fastpgcache.Config{Schema: `a"b; DROP`, DisableCoalescing: true, DisablePrepare: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, mock := newMock(t, fastpgcache.Config{Schema: `a"b; DROP`, DisableCoalescing: true, DisablePrepare: true})
 	page := documented(t)
 	for _, op := range operations {
 		s := page[op.name]
@@ -79,7 +71,7 @@ func TestCleanupGoesOnUntilTheEnd(t *testing.T) {
 		t.Error(err)
 	}
 	m.ExpectBegin()
-	tx, err := m.db.Begin()
+	tx, err := m.DB().Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,15 +200,7 @@ func TestLargeBatchIsSeveralStatements(t *testing.T) {
 
 // TestStatementIsPreparedOnce and closed with the cache.
 func TestStatementIsPreparedOnce(t *testing.T) {
-	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	c, err := fastpgcache.New(db, fastpgcache.Config{DisableCoalescing: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, mock := newMock(t, fastpgcache.Config{DisableCoalescing: true})
 	page := documented(t)
 	prepared := map[string]bool{}
 	for _, op := range operations {
@@ -253,15 +237,7 @@ func TestStatementIsPreparedOnce(t *testing.T) {
 
 // TestFailedPrepareIsTriedAgain keeps one failure from staying.
 func TestFailedPrepareIsTriedAgain(t *testing.T) {
-	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	c, err := fastpgcache.New(db, fastpgcache.Config{DisableCoalescing: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, mock := newMock(t, fastpgcache.Config{DisableCoalescing: true})
 	text := documented(t)["Get"].text
 	mock.ExpectPrepare(text).WillReturnError(&serverError{"42P01"})
 	if _, err := c.Get(t.Context(), "k", nil); !errors.Is(err, fastpgcache.ErrNotSetUp) {

@@ -2,7 +2,6 @@ package fastpgcache_test
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"fmt"
 	"math"
@@ -366,31 +365,37 @@ var mockModes = []mockMode{{name: "role"}, {name: "label", user: "alice"}, {name
 type mocked struct {
 	sqlmock.Sqlmock
 	*fastpgcache.Cache
-	db   *sql.DB
 	page map[string]statement
 	mode mockMode
 }
 
-func newMocked(t *testing.T, mode mockMode) *mocked {
+// newMock returns a cache over a mock that knows statements by their exact text.
+func newMock(t *testing.T, config fastpgcache.Config) (*fastpgcache.Cache, sqlmock.Sqlmock) {
 	t.Helper()
 	db, mock, err := sqlmock.New(sqlmock.QueryMatcherOption(sqlmock.QueryMatcherEqual))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	c, err := fastpgcache.New(db, fastpgcache.Config{User: mode.user, DisableCoalescing: true, DisablePrepare: true})
+	c, err := fastpgcache.New(db, config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c, mock
+}
+
+func newMocked(t *testing.T, mode mockMode) *mocked {
+	t.Helper()
+	c, mock := newMock(t, fastpgcache.Config{User: mode.user, DisableCoalescing: true, DisablePrepare: true})
 	if mode.tx {
 		mock.ExpectBegin()
-		tx, err := db.Begin()
+		tx, err := c.DB().Begin()
 		if err != nil {
 			t.Fatal(err)
 		}
 		c = c.WithTx(tx)
 	}
-	return &mocked{Sqlmock: mock, Cache: c, db: db, page: documented(t), mode: mode}
+	return &mocked{Sqlmock: mock, Cache: c, page: documented(t), mode: mode}
 }
 
 // text is op's statement in m's mode, and its arguments.
