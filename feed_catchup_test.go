@@ -101,6 +101,7 @@ func TestAnExpiredEntryThatIsRevivedIsSeen(t *testing.T) {
 }
 
 func TestANewEpochMakesANewFilter(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	server := pgtest.Own(t, pgtest.Config{Settings: map[string]string{"synchronous_commit": "on"}}) // the tables survive
 	dsn := server.Database(t)

@@ -250,6 +250,7 @@ func TestInATransactionTheDatabaseIsAsked(t *testing.T) {
 // is filled by duplicates, and loses other keys when one that it does not have is
 // deleted.
 func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})

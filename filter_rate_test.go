@@ -8,6 +8,7 @@ import (
 )
 
 func TestFilterFalsePositivesMatchTheory(t *testing.T) {
+	t.Parallel()
 	for _, width := range widths() {
 		f := newCuckooFilter(1000, width)
 		fill(t, f, "in", f.Cap())
@@ -97,6 +98,7 @@ func TestFilterWidthFollowsRate(t *testing.T) {
 }
 
 func TestFilterBytesPerKey(t *testing.T) {
+	t.Parallel()
 	n := scaled(1_000_000)
 	f := NewCuckooFilter(n)
 	for range n {

@@ -105,6 +105,7 @@ func TestFilterPartnerIsAnInvolution(t *testing.T) {
 }
 
 func TestFilterTakesItsCapacity(t *testing.T) {
+	t.Parallel()
 	trials := map[int]int{math.MinInt: 10, -1: 10, 0: 10, 1: 200, 2: 200, 7: 200, 9: 200, 20: 200, 50: 200, 100: 200, 333: 50, 1000: 20, 65537: 1}
 	for capacity, n := range trials {
 		for _, width := range []uint64{8, 16, 27} {
@@ -146,6 +147,7 @@ func TestFilterHasRoomToSpare(t *testing.T) {
 }
 
 func TestFilterFailedInsertChangesNothing(t *testing.T) {
+	t.Parallel()
 	for _, width := range []uint64{8, 16, 21, 32} {
 		f := newCuckooFilter(2000, width)
 		var items []string

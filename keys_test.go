@@ -74,6 +74,7 @@ func TestKeysComeInOrderByPrefixAndNothingIsSpecial(t *testing.T) {
 }
 
 func TestKeysSeesEachKeyThatStaysExactlyOnce(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})

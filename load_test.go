@@ -289,6 +289,7 @@ func TestGetOrSetLoaderLivesAsLongAsAnyCallerWaits(t *testing.T) {
 }
 
 func TestGetOrSetLoadsWithoutADatabase(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	server := pgtest.Own(t, pgtest.Config{Durable: true})
 	dsn := server.Database(t)

@@ -189,6 +189,7 @@ func (a *actor) useCache(ctx context.Context) error {
 // TestNoAnswerIsWrong runs for a few seconds; FASTPGCACHE_MODEL_OPS says how many
 // operations are to be made instead.
 func TestNoAnswerIsWrong(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	most, _ := strconv.ParseInt(os.Getenv("FASTPGCACHE_MODEL_OPS"), 10, 64)
 	const short = 4 * time.Second
@@ -299,6 +300,7 @@ func report(t *testing.T, events []history.Event) {
 
 // The same with real processes, each with a Cache, whose server is killed under load.
 func TestNoAnswerIsWrongAcrossProcesses(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	server := pgtest.Own(t, pgtest.Config{})
 	admin := server.Database(t)

@@ -114,6 +114,7 @@ func TestTheLimitHoldsUnderALoadOfSetMany(t *testing.T) {
 // Popular keys that are answered from memory only, which no statement sees, stay while ten
 // times the limit is written and read by nobody.
 func TestWhatIsReadFromMemoryStays(t *testing.T) {
+	t.Parallel()
 	const most, popular, size = 4 << 20, 200, 1000
 	ctx := t.Context()
 	dsn, admin := setUp(t)
@@ -181,6 +182,7 @@ func TestWhatIsReadFromMemoryStays(t *testing.T) {
 // One user writes a hundred times the limit; the other loses nothing, nor does one whose
 // limit is their own. What compresses well counts as it is stored.
 func TestTheLimitIsOfEachUser(t *testing.T) {
+	t.Parallel()
 	const most = 256 << 10
 	ctx := t.Context()
 	dsn, admin := setUp(t)
@@ -253,5 +255,25 @@ func fit(t testing.TB, db *sql.DB, user string) (removed, evicted, bites int) {
 			return removed, evicted, bites + 1
 		}
 		next = int(n.Int64)
+	}
+}
+
+// What is being loaded is not touched: the load looks whether its entry changes.
+func TestATouchLeavesAloneWhatIsBeingLoaded(t *testing.T) {
+	ctx := t.Context()
+	dsn, admin := setUp(t)
+	c := openCache(t, dsn, Config{})
+	check(t, c.SetMany(ctx, map[string]any{"loading": 1, "read": 1}, 0))
+	sup := openDB(t, admin)
+	_, err := sup.Exec(`INSERT INTO cache_lease (user_id, key, holder, expires_at) VALUES ($1, 'loading', 'h', now() + interval '10 s'), ($1, 'read', 'h', now())`, userOf(t, c))
+	check(t, err)
+	c.quota.reads.Store(&reads{})
+	c.quota.read("loading")
+	c.quota.read("read")
+	c.quota.touchNoted(ctx)
+	var touched string
+	check(t, sup.QueryRow(`SELECT string_agg(key, ' ') FROM cache WHERE mark = 0`).Scan(&touched))
+	if touched != "read" {
+		t.Errorf("touched %q", touched)
 	}
 }

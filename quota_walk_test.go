@@ -3,9 +3,11 @@ package fastpgcache_test
 import (
 	"database/sql"
 	"fmt"
+	"os/exec"
 	"testing"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
 // fit does bites of cache_fit until its end, or n of them.
@@ -72,6 +74,24 @@ func TestABulkLoadLosesAShare(t *testing.T) {
 	if left < 1700 || left > 2000 || early < left/3 || early > left*2/3 {
 		t.Errorf("%d are left, %d of the first half", left, early)
 	}
+	// Each time others: those that the last one left are not safe.
+	for from := 30_000; from < 32_000; from += 500 {
+		l.write(db, from, from+500)
+		l.fit(db, user, 100)
+		l.want(db, true, `SELECT count(*) BETWEEN 1700 AND 2000 FROM cache`)
+	}
+}
+
+// over writes twice as much as there may be, and fails unless a cleanup removes the rest.
+func (l *lab) over(db *sql.DB, name string) {
+	l.Helper()
+	l.exec(db, `DELETE FROM cache`)
+	l.write(db, 0, 4000)
+	l.exec(db, `UPDATE cache_epoch SET sized_at = sized_at - interval '2 s' WHERE sized_at < now()`)
+	l.want(l.admin, int64(0), `SELECT cache_cleanup()`)
+	if left := l.text(db, `SELECT count(*) BETWEEN 1700 AND 2000 FROM cache`); left != "true" {
+		l.Errorf("%s: %s are left", name, l.text(db, `SELECT count(*) FROM cache`))
+	}
 }
 
 // A process that dies in the middle of a walk, a row that another server wrote, and what a
@@ -80,21 +100,11 @@ func TestNothingOfAWalkIsStuck(t *testing.T) {
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{MaxBytes: 2000 * entryBytes})
 	user, db := l.role()
-	over := func(name string) {
-		t.Helper()
-		l.exec(db, `DELETE FROM cache`)
-		l.write(db, 0, 4000)
-		l.exec(db, `UPDATE cache_epoch SET sized_at = sized_at - interval '2 s' WHERE sized_at < now()`)
-		l.want(l.admin, int64(0), `SELECT cache_cleanup()`)
-		if left := l.text(db, `SELECT count(*) BETWEEN 1700 AND 2000 FROM cache`); left != "true" {
-			t.Errorf("%s: %s are left", name, l.text(db, `SELECT count(*) FROM cache`))
-		}
-	}
-	over("nothing")
+	l.over(db, "nothing")
 	for _, bites := range []int{1, 3, 5} {
 		l.write(db, 10000, 14000)
 		l.fit(db, user, bites)
-		over(fmt.Sprintf("died after %d bites", bites))
+		l.over(db, fmt.Sprintf("died after %d bites", bites))
 	}
 	l.fit(db, user, 1) // another process is at it
 	l.write(db, 20000, 24000)
@@ -117,7 +127,7 @@ func TestNothingOfAWalkIsStuck(t *testing.T) {
 			t.Logf("%s: %v", state, err)
 		}
 		l.exec(l.admin, `SELECT cache_cleanup()`) // may finish, or throw away, what it finds
-		over(state)
+		l.over(db, state)
 	}
 	// Locked, by a login that leaves.
 	tx, err := db.Begin()
@@ -129,6 +139,48 @@ func TestNothingOfAWalkIsStuck(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.want(l.admin, int64(0), `SELECT cache_cleanup()`)
+}
+
+// Neither a crash of the server in the middle of a walk, nor a restart, nor a dump that was
+// made then and is restored, leaves something stuck.
+func TestAWalkThatTheServerDidNotOutlive(t *testing.T) {
+	t.Parallel()
+	dump, err := exec.LookPath("pg_dump")
+	if err != nil {
+		t.Skip(err)
+	}
+	ctx := t.Context()
+	server := pgtest.Own(t, pgtest.Config{})
+	l := labOn(t, server.Database(t))
+	l.setup(l.admin, fastpgcache.SetupConfig{MaxBytes: 2000 * entryBytes})
+	user, db := l.role()
+	l.admin.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(0)
+	halfway := func() {
+		l.write(db, 10000, 14000)
+		l.fit(db, user, 3)
+		l.want(db, true, `SELECT sizing IS NOT NULL FROM cache_epoch`)
+	}
+	halfway()
+	if err := server.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	l.want(db, true, `SELECT sizing IS NOT NULL FROM cache_epoch`)
+	l.over(db, "restarted")
+	halfway()
+	text, err := exec.CommandContext(ctx, dump, "-d", l.dsn, "--inserts").Output()
+	if err != nil {
+		t.Skipf("%v: %s", err, err.(*exec.ExitError).Stderr)
+	}
+	if err := server.Crash(ctx); err != nil {
+		t.Fatal(err)
+	}
+	l.over(db, "crashed")
+	restored := labOn(t, server.Database(t))
+	restored.restore(string(text))
+	theirs := restored.open(pgtest.WithUser(restored.dsn, user))
+	restored.want(theirs, true, `SELECT sizing IS NOT NULL FROM cache_epoch`)
+	restored.over(theirs, "restored")
 }
 
 // What is being loaded is neither touched nor evicted: the load looks whether it changes,

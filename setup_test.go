@@ -262,6 +262,7 @@ func TestSetupChangesWhatItIsToldAndSaysSo(t *testing.T) {
 }
 
 func TestMigrationSQLAndPsqlMakeWhatSetupMakes(t *testing.T) {
+	t.Parallel()
 	psql, err := exec.LookPath("psql")
 	if err != nil {
 		t.Skip(err)
@@ -418,6 +419,21 @@ func TestSetupInDatabasesOfOtherLocales(t *testing.T) {
 	}
 }
 
+// restore runs a dump.
+func (l *lab) restore(dump string) {
+	l.Helper()
+	var statements strings.Builder
+	for line := range strings.Lines(dump) {
+		if !strings.HasPrefix(line, `\`) { // what is psql's
+			statements.WriteString(line)
+		}
+	}
+	conn := l.open(l.dsn)
+	defer conn.Close()
+	conn.SetMaxOpenConns(1)
+	l.exec(conn, statements.String())
+}
+
 func TestSetupOverARestoredDump(t *testing.T) {
 	dump, err := exec.LookPath("pg_dump")
 	if err != nil {
@@ -431,16 +447,7 @@ func TestSetupOverARestoredDump(t *testing.T) {
 	if err != nil {
 		t.Skipf("%v: %s", err, err.(*exec.ExitError).Stderr)
 	}
-	var sql strings.Builder
-	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, `\`) { // what is psql's
-			sql.WriteString(line)
-		}
-	}
-	conn := restored.open(restored.dsn)
-	conn.SetMaxOpenConns(1)
-	restored.exec(conn, sql.String())
-	conn.Close()
+	restored.restore(string(text))
 	restored.setup(restored.open(pgtest.WithUser(restored.dsn, owner)), fastpgcache.SetupConfig{Schema: "dumped"})
 	comments := strings.NewReplacer(" fastpgcache schema 1", "", " fastpgcache epoch", "", " fastpgcache lease", "", " fastpgcache change", "", " fastpgcache limit", "")
 	if got, want := comments.Replace(restored.catalog("dumped")), comments.Replace(l.catalog("dumped")); got != want {

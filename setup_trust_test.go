@@ -14,6 +14,7 @@ import (
 )
 
 func TestSetupRefusesWhatIsNotTheCaches(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.admin.SetMaxOpenConns(1)
 	for name, statement := range map[string]string{
@@ -262,6 +263,7 @@ var hostileNames = []string{
 }
 
 func TestNamesAreDataEverywhere(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	for i, name := range hostileNames {
 		role := fmt.Sprintf("%s %s", name, l.text(l.admin, `SELECT current_database()`)[:20])
