@@ -156,13 +156,18 @@ var faults = []fault{
 		`WHERE c.xmin = r.version AND NOT EXISTS`, `WHERE c.xmin = r.version OR NOT EXISTS`}}},
 	{"the-state-of-a-walk-is-believed", []change{{"migrations.sql",
 		`AND '1e16'::real >= ALL (e.sums)`, ``}}},
+	{"the-same-share-each-time", []change{{"migrations.sql",
+		`floor(random() * 1000000)]`, `0]`}}},
+	{"what-is-loaded-is-touched", []change{{"quota.go",
+		"\n      AND NOT EXISTS (SELECT FROM {schema}.cache_lease l WHERE l.user_id = {user} AND l.key = k.key AND l.expires_at > statement_timestamp())\n    LIMIT 1 FOR NO KEY",
+		"\n    LIMIT 1 FOR NO KEY"}}},
 }
 
 // quick are the tests that need no server, and some that catch at once what the model
 // checker meets too seldom to fail for each time.
 const quick = "^(TestNoInterleavingBreaksTheGuarantee|TestTheClock|TestNoValueOutlives|TestOfTwo|TestOwn|TestAReset|TestTransactionsOf|TestWhat|TestKept|" +
 	"TestAnExpiredEntryThatIsRevivedIsSeen|TestANewEpoch|TestLateCommits|TestAWriteInATransactionIsNotKept|TestEveryKindOfWriteIsHeardOf|TestWhoSleptPastTheTrimming|" +
-	"TestTheOldestGoFirst|TestABulkLoad|TestNothingOfAWalk|TestALeaseKeeps)"
+	"TestTheOldestGoFirst|TestABulkLoad|TestNothingOfAWalk|TestALeaseKeeps|TestATouch)"
 
 func main() {
 	ops := flag.Int("ops", 200_000, "operations of the model checker for each fault")
