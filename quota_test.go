@@ -114,7 +114,6 @@ func TestTheLimitHoldsUnderALoadOfSetMany(t *testing.T) {
 // Popular keys that are answered from memory only, which no statement sees, stay while ten
 // times the limit is written and read by nobody.
 func TestWhatIsReadFromMemoryStays(t *testing.T) {
-	t.Parallel()
 	const most, popular, size = 4 << 20, 200, 1000
 	ctx := t.Context()
 	dsn, admin := setUp(t)
