@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -400,13 +399,4 @@ func checkKeys(keys []string) error {
 		}
 	}
 	return nil
-}
-
-// shorten quotes a key for an error.
-func shorten(key string) string {
-	const most = 64
-	if len(key) > most {
-		return strconv.Quote(key[:most]) + "..."
-	}
-	return strconv.Quote(key)
 }

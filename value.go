@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -214,6 +215,15 @@ func checkKey(key string) error {
 		return fmt.Errorf("%w: it is not UTF-8 without NUL bytes", ErrInvalidKey)
 	}
 	return nil
+}
+
+// shorten quotes a key for an error.
+func shorten(key string) string {
+	const most = 64
+	if len(key) > most {
+		return strconv.Quote(key[:most]) + "..."
+	}
+	return strconv.Quote(key)
 }
 
 // maxKeyBytes keeps a user label and a key together within what an entry of a
