@@ -37,6 +37,11 @@ type Config struct {
 	// answered from memory. Defaults to 64 MiB.
 	LocalBytes int
 
+	// Citus says that Citus keeps the schema on one of its nodes (SetupConfig.Citus). What
+	// writes is other statements there. MaxStaleness is ErrInvalidConfig: nothing proves how
+	// old an answer from memory is. Defaults to false.
+	Citus bool
+
 	// CleanupInterval is how often expired entries are removed in the background, from
 	// New to Close: those that Cleanup would remove. Processes of one user share the
 	// work. Defaults to 0: never.
@@ -81,6 +86,9 @@ func (cfg Config) check() error {
 	}
 	if cfg.MaxStaleness < 0 || cfg.CleanupInterval < 0 {
 		return fmt.Errorf("%w: MaxStaleness and CleanupInterval cannot be negative", ErrInvalidConfig)
+	}
+	if cfg.Citus && cfg.MaxStaleness > 0 {
+		return fmt.Errorf("%w: MaxStaleness does not go with Citus, where nothing proves how old an answer from memory is", ErrInvalidConfig)
 	}
 	return nil
 }
@@ -144,7 +152,7 @@ func New(db *sql.DB, cfg Config) (*Cache, error) {
 		pgx:        driverFrom(db.Driver(), "github.com/jackc/pgx"),
 		pq:         driverFrom(db.Driver(), "github.com/lib/pq"),
 		cfg:        cfg,
-		statements: newStatements(cfg.schema(), cfg.User),
+		statements: newStatements(cfg),
 	}}
 	c.health = c.statements.new(pingSQL)
 	c.single = newSingle(c)

@@ -397,6 +397,9 @@ SELECT {schema}.cache_trim({user}::text, 2000)`
 
 // trim removes, in the background, what everybody has had the time to read, now and then.
 func (f *feed) trim() {
+	if f.cache.cfg.Citus {
+		return // there is none
+	}
 	now, due := time.Now().UnixNano(), f.trimAt.Load()
 	if due-now > int64(2*trimEvery) { // the clock was set back
 		due = now

@@ -293,7 +293,7 @@ func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
 		conn, err := db.Conn(ctx)
 		check(t, err)
 		defer conn.Close()
-		text := newStatements("public", label).new(newsSQL).text
+		text := newStatements(Config{User: label}).new(newsSQL).text
 		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 			for _, literal := range []string{"PREPARE s(bigint, text, text, text) AS ", "PREPARE s(bigint, text, text, text, text) AS "} {
 				if (label == "") != strings.Contains(literal, "(bigint, text, text, text)") {

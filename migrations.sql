@@ -22,6 +22,8 @@
 --                          who may already, on the first set-up to none
 --   fastpgcache.max_bytes  what each user's entries may take. Negative is no limit.
 --                          Defaults to the limit that there is
+--   fastpgcache.citus      on: where the database has the extension citus, have it keep
+--                          the schema on one of its nodes. What it has stays there
 --   fastpgcache.force      on: delete every entry
 --
 -- Errors of its own: FPG01 something else bears one of the names, or was attached to
@@ -41,6 +43,8 @@ DECLARE
   force      boolean;
   max_bytes  bigint;            -- NULL: as it is
   limit_was  bigint;
+  citus      boolean;           -- to be distributed
+  remote     boolean := false;  -- it is: the tables are on one of Citus' nodes
   first      boolean;           -- whether this is no cache yet
   there      pg_catalog.text[]; -- names of the functions that were there
   own        pg_catalog.oid[];  -- who may use it, confined; 0 is PUBLIC
@@ -81,6 +85,7 @@ BEGIN
   target    := coalesce(nullif(current_setting('fastpgcache.schema', true), ''), target);
   force     := coalesce(nullif(current_setting('fastpgcache.force', true), ''), 'off')::boolean;
   max_bytes := nullif(nullif(current_setting('fastpgcache.max_bytes', true), ''), '0')::bigint;
+  citus     := coalesce(nullif(current_setting('fastpgcache.citus', true), ''), 'off')::boolean AND to_regclass('pg_catalog.pg_dist_schema') IS NOT NULL;
 
   IF current_setting('server_version_num')::integer < 140000 THEN
     RAISE EXCEPTION 'fastpgcache needs PostgreSQL 14 or newer' USING ERRCODE = 'FPG03';
@@ -405,6 +410,18 @@ BEGIN
       ALTER TABLE %s SET (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
         autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0) $$, cache);
     EXECUTE format('COMMENT ON TABLE %s IS %L', cache, 'fastpgcache schema 1');
+  END IF;
+
+  -- Citus takes no table that has a trigger, nor runs one.
+  IF to_regclass('pg_catalog.pg_dist_schema') IS NOT NULL THEN
+    EXECUTE 'SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_schema WHERE schemaid = $1)' INTO remote USING space;
+  END IF;
+  IF citus AND NOT remote THEN
+    FOR item IN SELECT tgname FROM pg_trigger WHERE tgrelid = cache AND NOT tgisinternal LOOP
+      EXECUTE format('DROP TRIGGER %I ON %s', item.tgname, cache);
+    END LOOP;
+    EXECUTE format('SELECT pg_catalog.citus_schema_distribute(%L::pg_catalog.regnamespace)', quote_ident(target));
+    remote := true;
   END IF;
 
   -- The functions. Six have the Python library's names, parameters and results. None
@@ -941,6 +958,108 @@ BEGIN
       RETURN NULL;
     END
     $$)) f(head, body)
+    WHERE NOT (remote AND split_part(f.head, '(', 1) IN ('cache_set', 'cache_delete', 'cache_trim', 'cache_walk', 'cache_fit'))
+    UNION ALL
+    SELECT * FROM (VALUES
+    -- The same where Citus keeps the tables: there is no feed, and no limit on size. A
+    -- clock is read into a variable, for Citus takes none in RETURNING. Rows are found by key.
+    ($$cache_set(p_user_id text, p_key text, p_value text, p_ttl_seconds integer DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql$$, $$
+    BEGIN
+      IF octet_length(p_key) NOT BETWEEN 1 AND 1024 OR p_value IS NULL THEN
+        RAISE EXCEPTION 'a key has 1 to 1024 bytes, and a value is not NULL' USING ERRCODE = 'check_violation';
+      END IF;
+      INSERT INTO %1$I.cache (user_id, key, value, value_bytes, expires_at)
+      VALUES (p_user_id, p_key, p_value, NULL, statement_timestamp() + make_interval(secs => p_ttl_seconds::double precision))
+      ON CONFLICT (user_id, key) DO UPDATE
+      SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at;
+      RETURN true;
+    END
+    $$),
+    ($$cache_delete(p_user_id text, p_key text) RETURNS boolean LANGUAGE plpgsql$$, $$
+    DECLARE
+      gone record;
+    BEGIN
+      DELETE FROM %1$I.cache_lease WHERE user_id = p_user_id AND key = p_key;
+      DELETE FROM %1$I.cache WHERE user_id = p_user_id AND key = p_key RETURNING expires_at INTO gone;
+      RETURN FOUND AND (gone.expires_at IS NULL OR gone.expires_at > statement_timestamp());
+    END
+    $$),
+    ($$cache_trim(p_user_id text, p_rows integer) RETURNS integer LANGUAGE plpgsql$$, $$
+    BEGIN
+      RETURN NULL;
+    END
+    $$),
+    ($$cache_fit(p_user_id text, p_bite integer, OUT removed integer, OUT evicted integer, OUT next_bite integer) LANGUAGE plpgsql
+      SET enable_bitmapscan = off SET enable_sort = off SET jit = off$$, $$
+    BEGIN
+      RETURN;
+    END
+    $$),
+    -- It walks by primary key, over the rows that row-level security lets the caller see.
+    -- A position is u, the length of a user's name, a colon, the name, and a key.
+    ($$cache_walk(p_position text, p_every interval, OUT removed integer, OUT evicted integer, OUT next_position text) LANGUAGE plpgsql$$, $$
+    DECLARE
+      moment constant timestamptz := statement_timestamp();
+      here   text := p_position;
+      mine   boolean := false;
+      label  text := '';
+      after  text := '';
+      n      integer;
+      users  text[];
+      keys   text[];
+      part   record;
+    BEGIN
+      IF p_every IS NOT NULL THEN
+        IF NOT EXISTS (SELECT FROM %1$I.cache_epoch WHERE user_id = current_user) THEN
+          PERFORM %1$I.cache_begin(current_user::text);
+        END IF;
+        SELECT walk_position, walked_at, true AS mine INTO part FROM %1$I.cache_epoch WHERE user_id = current_user FOR UPDATE SKIP LOCKED;
+        IF part.mine IS NOT TRUE OR part.walk_position IS NULL AND part.walked_at BETWEEN moment - p_every AND moment THEN
+          RETURN;
+        END IF;
+        here := part.walk_position;
+        mine := true;
+      END IF;
+      IF here ~ '^u[0-9]{1,5}:' THEN
+        n := substr(split_part(here, ':'::text, 1), 2)::integer;
+        label := substr(here, strpos(here, ':'::text) + 1, n);
+        after := substr(here, strpos(here, ':'::text) + 1 + n);
+      END IF;
+      evicted := 0;
+      SELECT count(*), array_agg(p.user_id ORDER BY p.user_id, p.key), array_agg(p.key ORDER BY p.user_id, p.key) INTO n, users, keys FROM (
+        SELECT user_id, key FROM %1$I.cache WHERE (user_id, key) > (label, after) ORDER BY user_id, key LIMIT 1000) p;
+      IF n = 1000 THEN
+        next_position := concat('u', length(users[n]), ':', users[n], keys[n]);
+      END IF;
+      SELECT array_agg(d.user_id) AS users, array_agg(d.key) AS keys, count(*) FILTER (WHERE d.expires_at > '-infinity'::timestamptz) AS counted
+      INTO part FROM (
+        SELECT c.user_id, c.key, c.expires_at FROM %1$I.cache c
+        WHERE c.user_id = ANY (users) AND (c.user_id, c.key) IN (SELECT u.user_id, u.key FROM unnest(users, keys) u(user_id, key))
+          AND c.expires_at <= moment
+          AND CASE WHEN c.expires_at = '-infinity'::timestamptz AND c.value ~ '^[0-9]{1,12}([.][0-9]{1,9})?$'
+            THEN c.value::numeric <= extract(epoch FROM moment) ELSE true END
+          AND NOT EXISTS (SELECT FROM %1$I.cache_lease l WHERE l.user_id = c.user_id AND l.key = c.key
+            AND l.expires_at BETWEEN moment AND moment + interval '1 minute')
+        ORDER BY c.user_id, c.key FOR UPDATE OF c SKIP LOCKED) d;
+      removed := part.counted;
+      IF part.keys IS NOT NULL THEN
+        DELETE FROM %1$I.cache WHERE (user_id, key) IN (SELECT u.user_id, u.key FROM unnest(part.users, part.keys) u(user_id, key));
+      END IF;
+      IF n < 1000 THEN
+        SELECT array_agg(d.user_id) AS users, array_agg(d.key) AS keys INTO part FROM (
+          SELECT user_id, key FROM %1$I.cache_lease WHERE expires_at NOT BETWEEN moment AND moment + interval '1 minute'
+          LIMIT 10000 FOR UPDATE SKIP LOCKED) d;
+        IF part.keys IS NOT NULL THEN
+          DELETE FROM %1$I.cache_lease WHERE (user_id, key) IN (SELECT u.user_id, u.key FROM unnest(part.users, part.keys) u(user_id, key));
+        END IF;
+      END IF;
+      IF mine THEN
+        here := next_position;
+        UPDATE %1$I.cache_epoch SET walk_position = here, walked_at = CASE WHEN here IS NULL THEN moment ELSE walked_at END WHERE user_id = current_user;
+      END IF;
+    END
+    $$)) f(head, body)
+    WHERE remote
   LOOP
     -- REPLACE only what was looked at above: a stranger's would stay the stranger's.
     EXECUTE format('CREATE %s FUNCTION %I.%s SET search_path = pg_catalog, pg_temp AS %L',
@@ -957,6 +1076,7 @@ BEGIN
       ('cache_deleted', 'AFTER DELETE ON %s REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT WHEN ((starts_with(current_query(), ''/*fastpgcache*/''::text) IS NOT TRUE))', 'cache_deleted')
       ) w(name, event, function)
     LEFT JOIN pg_trigger t ON t.tgrelid = cache AND t.tgname = w.name
+    WHERE NOT remote
   LOOP
     IF item.tgname IS NOT NULL AND NOT item.ours THEN
       EXECUTE format('DROP TRIGGER %I ON %s', item.name, cache);
@@ -1031,7 +1151,11 @@ BEGIN
       EXECUTE format('GRANT EXECUTE ON %s TO %s', item.object, users);
     END IF;
   END LOOP;
-  IF users IS NOT NULL THEN
+  IF users IS NOT NULL AND remote THEN  -- Citus does not carry grants on columns to the node
+    EXECUTE format($$
+      GRANT SELECT, INSERT, UPDATE, DELETE ON %1$I.cache, %1$I.cache_change, %1$I.cache_lease, %1$I.cache_epoch TO %2$s;
+      GRANT SELECT ON %1$I.cache_limit TO %2$s $$, target, users);
+  ELSIF users IS NOT NULL THEN
     EXECUTE format($$
       GRANT SELECT, DELETE, INSERT (user_id, key, value, value_bytes, expires_at, mark),
         UPDATE (value, value_bytes, expires_at, mark) ON %1$I.cache TO %2$s;
@@ -1049,6 +1173,12 @@ BEGIN
       EXECUTE format('DELETE FROM %I.cache_limit WHERE user_id = %L', target, '');
       EXECUTE format('INSERT INTO %I.cache_limit SELECT %L, $1 WHERE $1 IS NOT NULL', target, '') USING max_bytes;
       RAISE NOTICE 'fastpgcache: each user''s entries may take % bytes (before: %)', coalesce(max_bytes::text, 'any number of'), coalesce(limit_was::text, 'no limit');
+    END IF;
+  END IF;
+  IF remote THEN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.cache_limit) AS limited', target) INTO item;
+    IF item.limited THEN
+      RAISE EXCEPTION 'fastpgcache keeps no limit on size in a schema that Citus distributes' USING ERRCODE = 'FPG03';
     END IF;
   END IF;
   FOR item IN

@@ -38,6 +38,11 @@ type SetupConfig struct {
 	// first set-up to none.
 	MaxBytes int64
 
+	// Citus has Citus keep the schema on one of its nodes, where the database has that
+	// extension; else it has no effect. Caches need Config.Citus then, and there is no limit
+	// on size. Defaults to false: what Citus keeps stays there.
+	Citus bool
+
 	// Force creates the cache anew, which deletes every entry. Defaults to false:
 	// what is there stays, and is upgraded if need be.
 	Force bool
@@ -155,6 +160,7 @@ func (cfg SetupConfig) migration() (string, error) {
 		{"Grantee", "grantee", cfg.Grantee},
 		{"Service", "service", cfg.Service},
 		{"MaxBytes", "max_bytes", strconv.FormatInt(cfg.MaxBytes, 10)},
+		{"Citus", "citus", strconv.FormatBool(cfg.Citus)},
 		{"Force", "force", strconv.FormatBool(cfg.Force)},
 	} {
 		if err := checkIdentifier(s.field, s.value); err != nil {

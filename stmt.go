@@ -41,11 +41,14 @@ var argument = regexp.MustCompile(`\$([0-9]+)`)
 // {user} is whose entries: the connection's role, or, with a label, the argument
 // after the text's others. It stands bare beside its column: row-level security keeps
 // an expression that may leak, such as COALESCE of the two, from the index.
-func newStatements(schema, label string) *statements {
-	schema = pq.QuoteIdentifier(schema)
+func newStatements(cfg Config) *statements {
+	schema := pq.QuoteIdentifier(cfg.schema())
 	return &statements{replacer: func(text string) string {
+		if other, ok := citusSQL[text]; ok && cfg.Citus {
+			text = other
+		}
 		user := "current_user"
-		if label != "" {
+		if cfg.User != "" {
 			last := 0
 			for _, m := range argument.FindAllStringSubmatch(text, -1) {
 				n, _ := strconv.Atoi(m[1])

@@ -123,11 +123,11 @@ func TestArgumentsAreCountedFromTheText(t *testing.T) {
 		"SELECT $2, $1, {user}, $10":   "SELECT $2, $1, $11, $10",
 		"SELECT {user} FROM {schema}.": `SELECT $1 FROM "s""x".`,
 	} {
-		if got := newStatements(`s"x`, "alice").new(text).text; got != want {
+		if got := newStatements(Config{Schema: `s"x`, User: "alice"}).new(text).text; got != want {
 			t.Errorf("%s: got %s, want %s", text, got, want)
 		}
 	}
-	if got, want := newStatements("s", "").new("SELECT {user}, $1").text, "SELECT current_user, $1"; got != want {
+	if got, want := newStatements(Config{Schema: "s"}).new("SELECT {user}, $1").text, "SELECT current_user, $1"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -33,7 +33,7 @@ func openCache(ctx context.Context, o *options) (*server, *fastpgcache.Cache, er
 	var cache *fastpgcache.Cache
 	var err error
 	if o.shards > 0 {
-		cache, err = o.sharded(s, o.label)
+		cache, err = o.sharded(ctx, s, o.label)
 	} else {
 		cache, err = fastpgcache.New(s.DB, fastpgcache.Config{Schema: s.name, User: o.label, DisableCoalescing: true})
 	}

@@ -22,6 +22,7 @@ func (o *options) shardOptions() []*options {
 	for i := range all {
 		shard := *o
 		shard.setup.Schema = name + "_" + strconv.Itoa(i)
+		shard.setup.Citus = true
 		all[i] = &shard
 	}
 	return all
@@ -109,7 +110,7 @@ func openShard(ctx context.Context, shard *options) (*server, error) {
 
 // sweepUser sweeps one user's entries.
 func (o *options) sweepUser(ctx context.Context, s *server, user string) (int, error) {
-	cache, err := o.sharded(s, user)
+	cache, err := o.sharded(ctx, s, user)
 	if err != nil {
 		return 0, err
 	}
@@ -118,11 +119,15 @@ func (o *options) sweepUser(ctx context.Context, s *server, user string) (int, e
 }
 
 // sharded returns the shards as one cache, of one user's entries.
-func (o *options) sharded(s *server, user string) (*fastpgcache.Cache, error) {
+func (o *options) sharded(ctx context.Context, s *server, user string) (*fastpgcache.Cache, error) {
 	shards := make(map[string]*fastpgcache.Cache)
 	for _, shard := range o.shardOptions() {
 		name := shard.setup.Schema
-		cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: name, User: user, DisableCoalescing: true, DisablePrepare: true})
+		citus, err := s.distributed(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		cache, err := fastpgcache.New(s.DB, fastpgcache.Config{Schema: name, User: user, Citus: citus, DisableCoalescing: true, DisablePrepare: true})
 		if err != nil {
 			return nil, err
 		}

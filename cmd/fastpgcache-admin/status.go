@@ -22,6 +22,7 @@ type status struct {
 	Version    int    `json:"version"` // of the schema; 0 is the Python library's
 	Current    int    `json:"current_version"`
 	Unlogged   bool   `json:"unlogged"`
+	Citus      bool   `json:"citus"` // keeps the tables, on one of its nodes
 	Owner      string `json:"owner"`
 	rights
 	Bytes      int64      `json:"bytes"` // tables and indexes
@@ -109,6 +110,12 @@ func (s *server) status(ctx context.Context, o *options, t table) (*status, erro
 	if err != nil {
 		return nil, err
 	}
+	if st.Citus, err = s.distributed(ctx, s.name); err == nil && st.Citus {
+		err = s.citusSizes(ctx, st)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if st.rights, err = s.rights(ctx, t); err != nil {
 		return nil, err
 	}
@@ -132,6 +139,9 @@ func (st *status) print(out io.Writer) {
 	if st.Unlogged {
 		kind = "UNLOGGED"
 	}
+	if st.Citus {
+		kind += ", on a node of Citus"
+	}
 	fmt.Fprintf(w, "cache\t%s, PostgreSQL %s\n", st.where, st.PostgreSQL)
 	fmt.Fprintf(w, "table\t%s, %s, owned by %s\n", kind, st.table, st.Owner)
 	fmt.Fprintf(w, "grantee\t%s\n", nameList(st.Grantee))
@@ -140,12 +150,16 @@ func (st *status) print(out io.Writer) {
 	fmt.Fprintf(w, "size\t%s: table %s, indexes %s, long values %s\n", bytes(st.Bytes), bytes(st.TableBytes), bytes(st.IndexBytes),
 		bytes(max(0, st.Bytes-st.TableBytes-st.IndexBytes)))
 	fmt.Fprintf(w, "feed\t%s, about %s\n", bytes(st.FeedBytes), count(st.FeedRows, "row", "rows"))
-	if st.Updates == 0 {
+	switch {
+	case st.Citus: // the node has its statistics
+	case st.Updates == 0:
 		fmt.Fprintf(w, "updates\tnone\n")
-	} else {
+	default:
 		fmt.Fprintf(w, "updates\t%d, %.1f %% HOT\n", st.Updates, 100*float64(st.HOT)/float64(st.Updates))
 	}
-	fmt.Fprintf(w, "autovacuum\t%s\n", st.ago(st.Vacuumed, "never yet"))
+	if !st.Citus {
+		fmt.Fprintf(w, "autovacuum\t%s\n", st.ago(st.Vacuumed, "never yet"))
+	}
 	fmt.Fprintf(w, "cleanup\t%s\n", st.ago(st.CleanedUp, "none yet by a service's CleanupInterval; others are not recorded"))
 	fmt.Fprintf(w, "entries\t%s%s\n", st.shares(), seenBy(st.Confined, st.Role))
 	if st.Absent > 0 {

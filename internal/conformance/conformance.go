@@ -71,6 +71,7 @@ type test struct {
 
 	once bool // no variant could change it: runs in the first only
 	lone bool // uses no cache that has a crowd
+	here bool // needs triggers, locks and sessions on the server itself, or answers from memory: not for Citus
 	pool bool // is about the one pool of a cache that is not sharded
 }
 
@@ -138,6 +139,7 @@ func openAdmin(t *testing.T, dsn string) *sql.DB {
 
 func (s *suite) setup(t *testing.T, cfg fastpgcache.SetupConfig) {
 	t.Helper()
+	cfg.Citus = s.cfg.Citus
 	if err := fastpgcache.Setup(bounded(t), s.admin, cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -13,13 +13,13 @@ import (
 var errorTests = []test{
 	{name: "AMissIsNeverAnError", run: testMiss},
 	{name: "AnEndedContextIsItsError", run: testEndedContext},
-	{name: "AContextThatEndsDuringAStatementIsItsError", run: testContextDuringStatement, lone: true},
+	{name: "AContextThatEndsDuringAStatementIsItsError", run: testContextDuringStatement, lone: true, here: true},
 	{name: "TheServersErrorHasItsSQLSTATE", run: testSQLState, lone: true},
 	{name: "TheConnectorsErrorIsWrapped", run: testConnectorsError, lone: true},
 	{name: "WithoutATableIsErrNotSetUp", run: testNotSetUp, lone: true},
 	{name: "WithoutRightsIsErrNotPermitted", run: testNotPermitted, lone: true},
 	{name: "ReadsWriteNothing", run: testReadsWriteNothing, lone: true},
-	{name: "KilledSessionsAreReplaced", run: testKilledSessions, lone: true},
+	{name: "KilledSessionsAreReplaced", run: testKilledSessions, lone: true, here: true},
 	{name: "ALiveCacheOutlivesAForcedSetup", run: testForcedSetup},
 	{name: "AFailedPrepareIsNotKept", run: testFailedPrepare, lone: true},
 }

@@ -8,7 +8,7 @@ import (
 )
 
 var localTests = []test{
-	{name: "answers from memory", run: testLocal, lone: true},
+	{name: "answers from memory", run: testLocal, lone: true, here: true},
 }
 
 // testLocal has hits and misses answered from memory, and another cache's writes seen in

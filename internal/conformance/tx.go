@@ -20,14 +20,14 @@ var txTests = []test{
 	{name: "CleanupInATransactionIsAnError", run: testTxCleanup},
 	{name: "BadInputLeavesTheTransactionAlive", run: testTxBadInput},
 	{name: "AFinishedTransactionIsAnError", run: testTxDone},
-	{name: "NothingIsRetriedInATransaction", run: testTxNoRetry, lone: true},
-	{name: "ASerializationFailureIsRetried", run: testSerializationFailure, lone: true},
-	{name: "ADeadlockIsRetried", run: testDeadlock, lone: true},
+	{name: "NothingIsRetriedInATransaction", run: testTxNoRetry, lone: true, here: true},
+	{name: "ASerializationFailureIsRetried", run: testSerializationFailure, lone: true, here: true},
+	{name: "ADeadlockIsRetried", run: testDeadlock, lone: true, here: true},
 	{name: "AnEndedContextSpoilsNothingInATransaction", run: testTxEndedContext},
 	{name: "ATransactionMayBeOfAnotherPool", run: testTxOfAnotherPool},
 	{name: "WithoutATransactionEveryOperationIsAnError", run: testTxNil},
-	{name: "RetriesEnd", run: testRetriesEnd, lone: true},
-	{name: "RetriesEndWithTheContext", run: testRetriesEndWithContext, lone: true},
+	{name: "RetriesEnd", run: testRetriesEnd, lone: true, here: true},
+	{name: "RetriesEndWithTheContext", run: testRetriesEndWithContext, lone: true, here: true},
 }
 
 func begin(t *testing.T, c *fastpgcache.Cache) (*sql.Tx, *fastpgcache.Cache) {
