@@ -7,6 +7,8 @@ package fastpgcache
 //
 //   - join rows by ctid: rows are locked in the order of their keys, and then found by key
 //   - run a trigger, so there is no feed, and no mark
+//   - send a node the types of arguments that a part leaves out: a WITH that writes ends with
+//     a SELECT
 //   - take a clock in RETURNING, or after ON CONFLICT: created_at has the time there
 var citusSQL = map[string]string{
 	pingSQL: `
@@ -110,13 +112,15 @@ SELECT (SELECT count(*) FROM removed WHERE (expires_at <= statement_timestamp())
 	acquireSQL: `
 WITH free AS MATERIALIZED (
   SELECT k.key FROM unnest((SELECT $1::text[])) k(key)
-  WHERE k.key NOT IN (SELECT key FROM {schema}.cache WHERE user_id = {user} AND key = ANY ($1::text[]) AND ` + absentSQL + `))
-INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
-SELECT {user}, key, $2, statement_timestamp() + $3::float8 * interval '1 microsecond', 0::bigint
-FROM free ORDER BY key
-ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-WHERE excluded.expires_at - l.expires_at NOT BETWEEN interval '-30 seconds' AND $3::float8 * interval '1 microsecond'
-RETURNING key`,
+  WHERE k.key NOT IN (SELECT key FROM {schema}.cache WHERE user_id = {user} AND key = ANY ($1::text[]) AND ` + absentSQL + `)),
+taken AS (
+  INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
+  SELECT {user}, key, $2, statement_timestamp() + $3::float8 * interval '1 microsecond', 0::bigint
+  FROM free ORDER BY key
+  ON CONFLICT (user_id, key) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+  WHERE excluded.expires_at - l.expires_at NOT BETWEEN interval '-30 seconds' AND $3::float8 * interval '1 microsecond'
+  RETURNING key)
+SELECT key FROM taken`,
 
 	renewSQL: `
 WITH locked AS (

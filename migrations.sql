@@ -417,6 +417,9 @@ BEGIN
     EXECUTE 'SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_schema WHERE schemaid = $1)' INTO remote USING space;
   END IF;
   IF citus AND NOT remote THEN
+    IF quote_ident(target) <> target THEN
+      RAISE EXCEPTION 'Citus does not quote names: % cannot be distributed', quote_ident(target) USING ERRCODE = 'FPG03';
+    END IF;
     FOR item IN SELECT tgname FROM pg_trigger WHERE tgrelid = cache AND NOT tgisinternal LOOP
       EXECUTE format('DROP TRIGGER %I ON %s', item.tgname, cache);
     END LOOP;

@@ -16,7 +16,7 @@ var errorTests = []test{
 	{name: "AContextThatEndsDuringAStatementIsItsError", run: testContextDuringStatement, lone: true, here: true},
 	{name: "TheServersErrorHasItsSQLSTATE", run: testSQLState, lone: true},
 	{name: "TheConnectorsErrorIsWrapped", run: testConnectorsError, lone: true},
-	{name: "WithoutATableIsErrNotSetUp", run: testNotSetUp, lone: true},
+	{name: "WithoutATableIsErrNotSetUp", run: testNotSetUp, lone: true, here: true},
 	{name: "WithoutRightsIsErrNotPermitted", run: testNotPermitted, lone: true},
 	{name: "ReadsWriteNothing", run: testReadsWriteNothing, lone: true},
 	{name: "KilledSessionsAreReplaced", run: testKilledSessions, lone: true, here: true},

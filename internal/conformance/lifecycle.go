@@ -66,6 +66,7 @@ func testInvalidConfig(s *suite, t *testing.T) {
 		{User: "\xff"},
 		{User: strings.Repeat("u", 1025)},
 		{MaxStaleness: -1},
+		{MaxStaleness: time.Second, Citus: true},
 		{CleanupInterval: -time.Second},
 	} {
 		_, err := fastpgcache.New(db, cfg)
