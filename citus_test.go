@@ -20,34 +20,26 @@ import (
 // citusSchemas are set up, and distributed, by the command.
 var citusSchemas = []string{"cache_0", "cache_1", "cache_2", "cache_3", "cache_4", "cache_5", "cache_6", "cache_7"}
 
-// citusNode is the coordinator, or a worker, and its port.
-type citusNode struct {
-	*pgtest.Server
-	port int
-}
-
 // startCitus starts a coordinator and two workers. It skips the test but where scripts/citus
 // says where there is a Citus.
-func startCitus(t *testing.T) (l *lab, nodes []citusNode) {
+func startCitus(t *testing.T) (l *lab, nodes []*pgtest.Server) {
 	t.Helper()
 	bin := os.Getenv("FASTPGCACHE_TEST_CITUS")
 	if bin == "" {
 		t.Skip("scripts/citus runs this, on a PostgreSQL that has Citus")
 	}
-	for i := range 3 {
-		s := pgtest.Own(t, pgtest.Config{BinDir: bin, Settings: map[string]string{
-			"shared_preload_libraries": "citus", "citus.node_conninfo": "sslmode=disable", "max_connections": "300", "max_prepared_transactions": "300"}})
-		_, port := s.Addr()
-		node := labOn(t, s.DSN("postgres"))
-		node.exec(node.admin, `CREATE EXTENSION citus`)
-		if i == 0 {
-			l = node
-			l.exec(l.admin, fmt.Sprintf(`SELECT citus_set_coordinator_host('127.0.0.1', %d)`, port))
-		} else {
-			l.exec(l.admin, fmt.Sprintf(`SELECT citus_add_node('127.0.0.1', %d)`, port))
+	nodes, err := pgtest.StartCitus(t.Context(), bin, 2)
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if err := n.Stop(); err != nil {
+				t.Error(err)
+			}
 		}
-		nodes = append(nodes, citusNode{s, port})
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	l = labOn(t, nodes[0].DSN("postgres"))
 	l.command("setup")
 	return l, nodes
 }
@@ -72,19 +64,23 @@ func TestCitus(t *testing.T) {
 	}
 	t.Run("schemas move", func(t *testing.T) { testMoves(l.in(t), nodes) })
 	t.Run("the command", func(t *testing.T) { testCitusCommand(l.in(t)) })
+	t.Run("a cache that was not told", func(t *testing.T) { testUntold(l.in(t)) })
 }
 
 // testCitusCommand has every command work on schemas that are distributed.
 func testCitusCommand(l *lab) {
 	const entries = 2500 // more than a bite
+	for _, schema := range citusSchemas { // what other tests have left
+		l.exec(l.admin, `TRUNCATE `+schema+`.cache`)
+	}
 	for _, schema := range citusSchemas[:2] {
 		l.exec(l.admin, `INSERT INTO `+schema+`.cache (user_id, key, value, expires_at) SELECT 'user ' || i % 2, 'key ' || i, 'v', '2000-01-01' FROM generate_series(1, $1::int) i`, entries)
 	}
 	var removed int
-	for line := range strings.Lines(l.command("cleanup", "--json")) {
+	for answers := json.NewDecoder(strings.NewReader(l.command("cleanup", "--json"))); answers.More(); {
 		var n struct{ Removed int }
-		if err := json.Unmarshal([]byte(line), &n); err != nil {
-			l.Fatalf("%q: %v", line, err)
+		if err := answers.Decode(&n); err != nil {
+			l.Fatal(err)
 		}
 		removed += n.Removed
 	}
@@ -110,7 +106,7 @@ func testCitusCommand(l *lab) {
 
 // testMoves moves schemas from worker to worker while the load runs. One program writes and
 // reads through the coordinator, one through a worker: a key has what was stored last.
-func testMoves(l *lab, nodes []citusNode) {
+func testMoves(l *lab, nodes []*pgtest.Server) {
 	ctx, cancel := context.WithTimeout(l.Context(), 5*time.Minute)
 	defer cancel()
 	name := pgtest.Role(l.T, l.dsn)
@@ -162,7 +158,10 @@ func testMoves(l *lab, nodes []citusNode) {
 		if err := l.admin.QueryRowContext(ctx, where).Scan(&from); err != nil {
 			l.Fatal(err)
 		}
-		to := nodes[1].port + nodes[2].port - from
+		_, to := nodes[1].Addr()
+		if to == from {
+			_, to = nodes[2].Addr()
+		}
 		l.exec(l.admin, fmt.Sprintf(`SELECT citus_schema_move('%s', '127.0.0.1', %d, 'block_writes')`, schema, to))
 		l.want(l.admin, int64(to), where)
 		for rounds.Load() < before+40 && !l.Failed() {
@@ -172,4 +171,47 @@ func testMoves(l *lab, nodes []citusNode) {
 	close(done)
 	wg.Wait()
 	l.Logf("%d rounds", rounds.Load())
+}
+
+// testUntold has a cache that was not told of Citus say what to do, where it fails.
+func testUntold(l *lab) {
+	ctx := l.Context()
+	db := l.open(pgtest.WithUser(l.dsn, pgtest.Role(l.T, l.dsn)))
+	c := l.cache(db, fastpgcache.Config{Schema: citusSchemas[0]})
+	for name, op := range map[string]func() error{
+		"delete":    func() error { _, err := c.Delete(ctx, "k"); return err },
+		"add":       func() error { _, err := c.Add(ctx, "k", "v", 0); return err },
+		"increment": func() error { _, err := c.Increment(ctx, "k", 1, 0); return err },
+		"take":      func() error { _, _, err := c.Take(ctx, "k"); return err },
+		"clear":     func() error { _, err := c.Clear(ctx); return err },
+	} {
+		if err := op(); err == nil || !strings.Contains(err.Error(), "Config.Citus") {
+			l.Errorf("%s: got %v", name, err)
+		}
+	}
+	// It answers nothing from memory, and says why.
+	reports := make(chan error, 100)
+	local := l.cache(db, fastpgcache.Config{Schema: citusSchemas[0], MaxStaleness: time.Minute, OnError: func(err error) {
+		select {
+		case reports <- err:
+		default:
+		}
+	}})
+	for range 20 {
+		if _, err := local.Get(ctx, "none", nil); err != nil {
+			l.Error(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if s := local.Stats(); s.FilterAnswers+s.LocalHits > 0 {
+		l.Errorf("%d answers from memory", s.FilterAnswers+s.LocalHits)
+	}
+	select {
+	case err := <-reports:
+		if !strings.Contains(err.Error(), "Citus") {
+			l.Errorf("OnError: got %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		l.Error("OnError heard nothing")
+	}
 }

@@ -119,6 +119,9 @@ func (c *core) explain(err error) error {
 		if strings.Contains(err.Error(), "during recovery") {
 			return fmt.Errorf("%w (this is a standby, where an unlogged table cannot be read: connect to the primary)", err)
 		}
+		if !c.cfg.Citus && (strings.Contains(err.Error(), "IMMUTABLE") || strings.Contains(err.Error(), "COPY FROM")) {
+			return fmt.Errorf("%w (does Citus keep this schema on one of its nodes? set Config.Citus)", err)
+		}
 	case unknownStatement, duplicateStatement:
 		return fmt.Errorf("%w (%s)", err, poolerHint)
 	case protocolViolation:

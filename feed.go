@@ -182,7 +182,7 @@ func (f *feed) refresh() {
 	})
 }
 
-var errNoFeed = errors.New("the triggers that feed cache_change are not as they must be (set up again), or extra_float_digits is below 1: every lookup asks the database")
+var errNoFeed = errors.New("the triggers that feed cache_change are not as they must be (set up again; a schema that Citus keeps has none), or extra_float_digits is below 1: every lookup asks the database")
 
 // catchUp reads the feed, and begins a new generation where it has to. f.busy is held.
 func (f *feed) catchUp(ctx context.Context) error {

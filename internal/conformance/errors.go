@@ -19,7 +19,7 @@ var errorTests = []test{
 	{name: "WithoutATableIsErrNotSetUp", run: testNotSetUp, lone: true, here: true},
 	{name: "WithoutRightsIsErrNotPermitted", run: testNotPermitted, lone: true},
 	{name: "ReadsWriteNothing", run: testReadsWriteNothing, lone: true},
-	{name: "KilledSessionsAreReplaced", run: testKilledSessions, lone: true, here: true},
+	{name: "KilledSessionsAreReplaced", run: testKilledSessions, lone: true},
 	{name: "ALiveCacheOutlivesAForcedSetup", run: testForcedSetup},
 	{name: "AFailedPrepareIsNotKept", run: testFailedPrepare, lone: true},
 }

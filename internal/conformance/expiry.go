@@ -54,7 +54,7 @@ func (s *suite) expire(t *testing.T, c *fastpgcache.Cache, keys ...string) {
 func (s *suite) rows(t *testing.T, c *fastpgcache.Cache, key string) int {
 	t.Helper()
 	user := one[string](t, c.DB(), `SELECT current_user`)
-	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT FROM {schema}.cache WHERE user_id = $1 AND key = $2`), user, key)
+	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT 1 AS one FROM {schema}.cache WHERE user_id = $1 AND key = $2`), user, key)
 }
 
 func testTTL(s *suite, t *testing.T) {

@@ -24,7 +24,7 @@ var lifecycleTests = []test{
 	{name: "CloseReleasesPreparedStatements", run: testCloseReleases, lone: true},
 	{name: "EachStatementIsPreparedOncePerConnection", run: testPreparedOnce, lone: true, pool: true},
 	{name: "CloseLeavesNoGoroutine", run: testNoGoroutine, lone: true},
-	{name: "AnySchemaNameWorks", run: testSchemaNames, once: true},
+	{name: "AnySchemaNameWorks", run: testSchemaNames, once: true, here: true},
 	{name: "APoolOfOneConnectionServesEverybody", run: testOneConnection, lone: true},
 	{name: "TheFirstCallsMayComeAtOnce", run: testFirstCallsAtOnce, lone: true},
 }

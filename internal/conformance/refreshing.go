@@ -156,7 +156,7 @@ func testRefreshLoses(s *suite, t *testing.T) {
 // leases is how many leases c's user has.
 func (s *suite) leases(t *testing.T, c *fastpgcache.Cache) int {
 	t.Helper()
-	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT FROM {schema}.cache_lease WHERE user_id = $1`), one[string](t, c.DB(), `SELECT current_user`))
+	return one[int](t, s.admin, `SELECT count(*) FROM `+s.union(`SELECT 1 AS one FROM {schema}.cache_lease WHERE user_id = $1`), one[string](t, c.DB(), `SELECT current_user`))
 }
 
 func testRefreshsError(s *suite, t *testing.T) {

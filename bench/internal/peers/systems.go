@@ -240,6 +240,13 @@ func (sys *System) use(c *fastpgcache.Cache) {
 	sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl) }
 }
 
+// Of is a cache as a system, whose server's CPU is not known.
+func Of(c *fastpgcache.Cache) *System {
+	sys := &System{server: func() time.Duration { return 0 }, Close: func() { c.Close() }}
+	sys.use(c)
+	return sys
+}
+
 // openShards returns a cache of four schemas of one database.
 func openShards(db *sql.DB) (*fastpgcache.Cache, error) {
 	shards := make(map[string]*fastpgcache.Cache)
