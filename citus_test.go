@@ -69,7 +69,7 @@ func TestCitus(t *testing.T) {
 
 // testCitusCommand has every command work on schemas that are distributed.
 func testCitusCommand(l *lab) {
-	const entries = 2500 // more than a bite
+	const entries = 2500                  // more than a bite
 	for _, schema := range citusSchemas { // what other tests have left
 		l.exec(l.admin, `TRUNCATE `+schema+`.cache`)
 	}
