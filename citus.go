@@ -12,12 +12,12 @@ package fastpgcache
 //   - take a clock in RETURNING, or after ON CONFLICT: created_at has the time there
 var citusSQL = map[string]string{
 	pingSQL: `
-WITH may AS MATERIALIZED (
+WITH entry AS MATERIALIZED (SELECT key FROM {schema}.cache WHERE user_id = {user} AND key = ''::text),
+lease AS MATERIALIZED (SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ''::text),
+may AS MATERIALIZED (
   SELECT {user} = current_role OR NOT row_security_active(to_regclass($1)::oid)
     OR EXISTS (SELECT FROM pg_policy, unnest(polroles) r(role)
-      WHERE polrelid = to_regclass($1)::oid AND polname = 'cache_any_rows'::name AND pg_has_role(r.role, 'USAGE'::text)) AS may),
-entry AS MATERIALIZED (SELECT key FROM {schema}.cache WHERE user_id = {user} AND key = ''::text),
-lease AS MATERIALIZED (SELECT key FROM {schema}.cache_lease WHERE user_id = {user} AND key = ''::text)
+      WHERE polrelid = to_regclass($1)::oid AND polname = 'cache_any_rows'::name AND pg_has_role(r.role, 'USAGE'::text)) AS may)
 SELECT may FROM may WHERE (SELECT count(*) FROM entry) = 0::bigint AND (SELECT count(*) FROM lease) = 0::bigint`,
 
 	setSQL: `

@@ -59,7 +59,7 @@ func newQuota(c *Cache) *quota {
 	ss := c.statements
 	q := &quota{cache: c, tell: ss.new(tellSQL), fit: ss.new(fitSQL), touch: ss.new(touchSQL), now: make(chan struct{}, 1)}
 	q.enough.Store(quotaUnknown)
-	q.busy.Store(c.cfg.Citus) // where there is no limit, for ever: nothing is to be done
+	q.busy.Store(c.cfg.Citus) // as if it had begun: there is no limit to keep
 	return q
 }
 

@@ -152,3 +152,29 @@ func TestAPanicOfTheDriverIsAnErrorWithAHint(t *testing.T) {
 		}
 	}
 }
+
+// Where Citus keeps the schema, other texts stand for some. They are right on any server, and
+// take what those take that they stand for.
+func TestTheTextsForCitusTakeTheSameArguments(t *testing.T) {
+	dsn, _ := setUp(t)
+	db := openDB(t, dsn)
+	db.SetMaxOpenConns(1)
+	for _, label := range []string{"", "alice"} {
+		ordinary, citus := newStatements(Config{User: label}), newStatements(Config{User: label, Citus: true})
+		for text := range citusSQL {
+			var types [2]string
+			for i, ss := range []*statements{ordinary, citus} {
+				s := ss.new(text)
+				if _, err := db.Exec("PREPARE one AS " + s.text); err != nil {
+					t.Fatalf("%v\n%s", err, s.text)
+				}
+				check(t, db.QueryRow(`SELECT parameter_types::text FROM pg_prepared_statements WHERE name = 'one'`).Scan(&types[i]))
+				_, err := db.Exec(`DEALLOCATE one`)
+				check(t, err)
+			}
+			if types[0] != types[1] {
+				t.Errorf("arguments of types %s, not %s:\n%s", types[1], types[0], citus.new(text).text)
+			}
+		}
+	}
+}

@@ -44,19 +44,13 @@ func main() {
 	program.Main(run)
 }
 
-func run(ctx context.Context) (err error) {
-	server, err := pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{
+func run(ctx context.Context) error {
+	return program.WithServer(ctx, pgtest.Config{Settings: map[string]string{
 		"autovacuum_naptime": strconv.FormatInt(max(1, int64(naptime.Seconds())), 10) + "s",
-	}})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
-	db, err := sql.Open("postgres", server.DSN("postgres"))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
+	}}, measureAll)
+}
+
+func measureAll(ctx context.Context, server *pgtest.Server, db *sql.DB) error {
 	db.SetMaxIdleConns(*writers)
 
 	fmt.Printf("PostgreSQL %d.%d, %d keys, %v each, %d writers, autovacuum_naptime %v %s\n\n", server.Version()/10000, server.Version()%10000,

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/fastpgcache/fastpgcache"
+	"github.com/fastpgcache/fastpgcache/bench/internal/program"
 	"github.com/fastpgcache/fastpgcache/internal/pgtest"
 )
 
@@ -22,17 +22,13 @@ const (
 )
 
 // compareReal replays on a cache with a limit, and then, as fast as that went, in memory.
-func compareReal(ctx context.Context, trace []uint64, d int) (err error) {
-	server, err := pgtest.Start(ctx, pgtest.Config{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
-	db, err := sql.Open("postgres", server.DSN("postgres"))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
+func compareReal(ctx context.Context, trace []uint64, d int) error {
+	return program.WithServer(ctx, pgtest.Config{}, func(ctx context.Context, _ *pgtest.Server, db *sql.DB) error {
+		return replayAll(ctx, db, trace, d)
+	})
+}
+
+func replayAll(ctx context.Context, db *sql.DB, trace []uint64, d int) error {
 	fmt.Println("| entries | FIFO | LRU | in memory | PostgreSQL | difference | accesses/s | keys told per 100 accesses | statements for them, of all |")
 	fmt.Println("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for _, percent := range []int{5, 20} {
