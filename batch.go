@@ -40,25 +40,13 @@ FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`
 
-// found is a row of a lookup of many keys.
-type found struct {
-	key string
-	lookup
-}
-
-// getBatch looks up keys, which may repeat.
-func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
-	return c.lookups(ctx, c.batches.get, keys, func(rows *sql.Rows, f *found, value, valueBytes *any) error {
-		return rows.Scan(&f.key, value, valueBytes)
-	})
-}
-
 const getManyAgedSQL = `
 SELECT c.key, c.value, c.value_bytes, c.remaining
 FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
-    coalesce(date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()), 'Infinity'::float8) AS remaining
+    CASE WHEN expires_at <= (SELECT statement_timestamp() + $2::float8 * interval '1 microsecond')
+      THEN date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()) END AS remaining
   FROM {schema}.cache
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`
@@ -73,27 +61,43 @@ FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`
 
-// getBatchAged looks up keys, which may repeat, and tells the ends of their lives.
-func (c *Cache) getBatchAged(ctx context.Context, keys []string) ([]lookup, error) {
-	return c.lookups(ctx, c.batches.aged, keys, func(rows *sql.Rows, f *found, value, valueBytes *any) error {
-		if c.cfg.MaxStaleness == 0 {
-			return rows.Scan(&f.key, value, valueBytes, &f.expires)
-		}
-		return rows.Scan(&f.key, value, valueBytes, &f.expires, &f.now)
-	})
+// found is a row of a lookup of many keys.
+type found struct {
+	key string
+	lookup
 }
 
-func (c *Cache) lookups(ctx context.Context, s *statement, keys []string,
-	scan func(rows *sql.Rows, f *found, value, valueBytes *any) error) ([]lookup, error) {
+// getBatch looks up keys, which may repeat.
+func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
+	return c.lookups(ctx, keys, false)
+}
+
+// getBatchAged looks up keys, which may repeat, and tells the ends of their lives.
+func (c *Cache) getBatchAged(ctx context.Context, keys []string) ([]lookup, error) {
+	return c.lookups(ctx, keys, true)
+}
+
+func (c *Cache) lookups(ctx context.Context, keys []string, aged bool) ([]lookup, error) {
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
+	s, args := c.batches.get, c.args(textArray(unique))
 	var tickets []ticket
-	if s == c.batches.aged {
+	if aged {
+		s, args = c.batches.aged, c.agedArgs(textArray(unique))
 		tickets = c.tickets(unique...)
 	}
 	var value, valueBytes any
-	hits, err := query(ctx, c, s, c.args(textArray(unique)), func(rows *sql.Rows) (f found, err error) {
-		err = scan(rows, &f, &value, &valueBytes)
+	var left sql.Null[float64]
+	hits, err := query(ctx, c, s, args, func(rows *sql.Rows) (f found, err error) {
+		switch {
+		case !aged:
+			err = rows.Scan(&f.key, &value, &valueBytes)
+		case c.local != nil:
+			err = rows.Scan(&f.key, &value, &valueBytes, &f.expires, &f.now)
+		default:
+			err = rows.Scan(&f.key, &value, &valueBytes, &left)
+			f.expires = until(left)
+		}
 		v, ok := fromColumns(value, valueBytes)
 		f.value, f.found, f.large = v, true, !ok
 		return f, err

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type loads struct {
 
 	one, many flights[answer] // what GetOrSetMany searches for is its callers' alone
 	refreshes refreshes
+	latest    atomic.Int64 // of all requests, what their late was
 	leaseFor  time.Duration // the constant, but in tests
 }
 
@@ -95,6 +97,9 @@ func (e *notFound) Unwrap() error { return ErrNotFound }
 
 // loadFailed is fail, but for errors of loaders, whose SQLSTATE is not about the cache.
 func (c *Cache) loadFailed(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	var loader *loadError
 	if errors.As(err, &loader) || errors.Is(err, ErrNotFound) {
 		return prefixed(op, err)
@@ -112,7 +117,7 @@ func (e *loadError) Unwrap() error { return e.err }
 type request struct {
 	op     string
 	micros int64             // the TTL of what is loaded
-	late   float64           // seconds before its end, from when on an entry is to be loaded anew
+	late   int64             // microseconds before its end, from when on an entry is to be loaded anew
 	usable func(stored) bool // whether an entry is an answer
 	load   loader
 }
@@ -173,13 +178,16 @@ func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, 
 // findFor looks key up, with its age where r needs that.
 func (c *Cache) findFor(ctx context.Context, key string, r request) (lookup, error) {
 	if r.late > 0 {
+		for latest := c.loads.latest.Load(); r.late > latest && !c.loads.latest.CompareAndSwap(latest, r.late); {
+			latest = c.loads.latest.Load()
+		}
 		return c.findAged(ctx, key)
 	}
 	return c.find(ctx, key)
 }
 
 // stale reports whether an entry is to be loaded anew.
-func (r request) stale(l lookup) bool { return r.late > 0 && l.expires-l.now <= r.late }
+func (r request) stale(l lookup) bool { return r.late > 0 && l.expires-l.now <= float64(r.late)/1e6 }
 
 // of completes r for one key.
 func (r request) of(key string, dest any, load func(context.Context) (any, error)) request {

@@ -33,8 +33,8 @@ var samples = map[string]struct {
 }{
 	"single.get":        {[]string{`'k42'`}, 1},
 	"single.set":        {[]string{`'k42'`, `'v'`, `NULL`, `1000000`}, 1},
-	"single.aged":       {[]string{`'k42'`}, 1},
-	"batches.aged":      {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`}, 4},
+	"single.aged":       {[]string{`'k42'`, `1000000`}, 1},
+	"batches.aged":      {[]string{`ARRAY['k42', 'k43', 'k1000', 'none']`, `1000000`}, 4},
 	"single.del":        {[]string{`'k42'`}, 1},
 	"single.exists":     {[]string{`'k42'`}, 1},
 	"ttls.ttl":          {[]string{`'k42'`}, 1},

@@ -34,7 +34,7 @@ func (c *Cache) GetOrRefresh(ctx context.Context, key string, dest any, fresh, t
 		err = fmt.Errorf("%w: fresh for %v of %v", ErrInvalidTTL, fresh, ttl)
 	}
 	if err == nil {
-		err = c.getOrLoad(ctx, key, dest, request{op: op, micros: micros, late: (ttl - fresh).Seconds()}, load)
+		err = c.getOrLoad(ctx, key, dest, request{op: op, micros: micros, late: (ttl - fresh).Microseconds()}, load)
 	}
 	return c.loadFailed(ctx, op, err)
 }

@@ -151,7 +151,7 @@ type lookup struct {
 
 	// Of an aged lookup that found something: the server's clock, in seconds since 1970, or
 	// 0 where only the difference was asked for.
-	expires float64 // +Inf: never
+	expires float64 // +Inf: never, or so late that nobody has asked for it
 	now     float64
 }
 
@@ -225,11 +225,12 @@ func (c *Cache) getOne(ctx context.Context, key string) (lookup, error) {
 	return hit, err
 }
 
-// Of two clocks that stand at infinity PostgreSQL before 17 gives no difference, of their
-// seconds it does.
+// How many seconds are left is told where it is at most $2 microseconds: telling it costs
+// more than the rest of a column does.
 const getAgedSQL = `
 SELECT value, value_bytes,
-  coalesce(date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()), 'Infinity'::float8)
+  CASE WHEN expires_at <= statement_timestamp() + $2::float8 * interval '1 microsecond'
+    THEN date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()) END
 FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
@@ -286,16 +287,34 @@ func (c *Cache) getAged(ctx context.Context, key string) (hit lookup, err error)
 	return hit, err
 }
 
+// agedArgs are the arguments of an aged lookup of what.
+func (c *Cache) agedArgs(what any) []any {
+	if c.local != nil {
+		return c.args(what)
+	}
+	return c.args(what, c.loads.latest.Load())
+}
+
+// until is the end of a life that has so many seconds left, where now is 0.
+func until(left sql.Null[float64]) float64 {
+	if left.Valid {
+		return left.V
+	}
+	return math.Inf(1)
+}
+
 func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
 	tickets := c.tickets(key)
-	hit, found, err := first(query(ctx, c, c.single.aged, c.args(key), func(rows *sql.Rows) (lookup, error) {
+	hit, found, err := first(query(ctx, c, c.single.aged, c.agedArgs(key), func(rows *sql.Rows) (_ lookup, err error) {
 		hit := lookup{found: true}
 		var value, valueBytes any
-		dest := []any{&value, &valueBytes, &hit.expires, &hit.now}
-		if c.cfg.MaxStaleness == 0 {
-			dest = dest[:3]
+		if c.local != nil {
+			err = rows.Scan(&value, &valueBytes, &hit.expires, &hit.now)
+		} else {
+			var left sql.Null[float64]
+			err = rows.Scan(&value, &valueBytes, &left)
+			hit.expires = until(left)
 		}
-		err := rows.Scan(dest...)
 		hit.value, _ = fromColumns(value, valueBytes)
 		return hit, err
 	}))

@@ -182,23 +182,23 @@ func TestGetOrSetSendsTheDocumentedStatements(t *testing.T) {
 
 func TestGetOrRefreshSendsTheDocumentedStatements(t *testing.T) {
 	for _, mode := range mockModes[:2] {
-		aged := func(left float64) answer { return answer{rows: [][]driver.Value{{"old", nil, left}}} }
+		aged := func(left driver.Value) answer { return answer{rows: [][]driver.Value{{"old", nil, left}}} }
 		for _, step := range []loading{{
 			name: "fresh",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("GetOrRefresh, get", aged(31), "k")
+				do("GetOrRefresh, get", aged(31.), "k", 30_000_000)
 			},
 			want: "old",
 		}, {
-			name: "without a TTL",
+			name: "fresh for long, or without a TTL",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("GetOrRefresh, get", aged(never), "k")
+				do("GetOrRefresh, get", aged(nil), "k", 30_000_000)
 			},
 			want: "old",
 		}, {
 			name: "stale, and another process is at it",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("GetOrRefresh, get", aged(29), "k")
+				do("GetOrRefresh, get", aged(29.), "k", 30_000_000)
 				do("GetOrSet, lease", answer{}, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
 			},
 			want: "old",
@@ -212,7 +212,7 @@ func TestGetOrRefreshSendsTheDocumentedStatements(t *testing.T) {
 		loading{
 			name: "stale",
 			expect: func(m *mocked, do func(string, answer, ...driver.Value)) {
-				do("GetOrRefresh, get", aged(29), "k")
+				do("GetOrRefresh, get", aged(29.), "k", 30_000_000)
 				do("GetOrSet, lease", leased, `{"k"}`, sqlmock.AnyArg(), leaseTTL)
 				do("GetOrSet, look", looked("old", 1029, "700", false), `{"k"}`)
 				do("GetOrSet, store", wrote, `{"k"}`, sqlmock.AnyArg(), `{"k"}`, `{"loaded"}`, `{}`, `{60000000}`, `{"700"}`)

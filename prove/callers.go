@@ -118,7 +118,7 @@ func deadlines(t *trial) error {
 			return err
 		}
 		t.patience = 3 * time.Second
-		took := t.segment(p, o.callers, d/5, func(error) {}).took
+		took := t.segment(p, o.callers, max(d/5, time.Second), func(error) {}).took
 		if len(took) == 0 {
 			return errors.New("no call succeeded")
 		}
@@ -126,7 +126,7 @@ func deadlines(t *trial) error {
 		before := made.Load()
 		t.patience = p99
 		var ended atomic.Int64
-		s := t.segment(p, o.callers, d*4/5-2*time.Second, func(error) { ended.Add(1) })
+		s := t.segment(p, o.callers, max(d*4/5-2*time.Second, time.Second), func(error) { ended.Add(1) })
 		t.patience = 3 * time.Second
 		t.result.figure("%s, %d callers, contexts of %v: %s calls, %.2f %% ended by their context, %.1f connections made for 1,000 of these",
 			map[string]string{"pq": "lib/pq", "pgx": "pgx"}[o.driver], o.callers, p99.Round(10*time.Microsecond), thousands(s.calls),

@@ -23,6 +23,7 @@ var serverVersion string // of PostgreSQL, for the page
 // trial is one run of a scenario: a server, processes that use it, and what is done to them.
 type trial struct {
 	ctx    context.Context // ends with the time of the load
+	begin  func()          // that time, anew
 	result *result
 
 	server   *pgtest.Server
@@ -48,9 +49,14 @@ type trial struct {
 func try(ctx context.Context, s scenario, d time.Duration) *result {
 	r := &result{Name: s.name, What: s.what, begin: time.Now(), Errors: map[string]int64{}}
 	goroutines.Do(ctx, s.name, func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, d)
-		defer cancel()
-		t := &trial{ctx: ctx, result: r, patience: 3 * time.Second, pause: 5 * time.Millisecond, database: "postgres"}
+		t := &trial{result: r, patience: 3 * time.Second, pause: 5 * time.Millisecond, database: "postgres"}
+		cancel := func() {}
+		defer func() { cancel() }()
+		t.begin = func() {
+			cancel()
+			t.ctx, cancel = context.WithTimeout(ctx, d)
+		}
+		t.begin()
 		if err := s.run(t); err != nil {
 			var skip skipped
 			if errors.As(err, &skip) {
@@ -60,6 +66,9 @@ func try(ctx context.Context, s scenario, d time.Duration) *result {
 			}
 		}
 		t.end(cancel)
+		if r.Operations == 0 && r.Skipped == "" {
+			t.failf("nothing was asked")
+		}
 	})
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		n, stacks := ours(goroutines.Of(s.name))
@@ -117,7 +126,7 @@ func (t *trial) start(cfg pgtest.Config) error {
 	return t.prepare()
 }
 
-// prepare opens the superuser's pool and sets the cache up.
+// prepare opens the superuser's pool and sets the cache up; then the time of the load begins.
 func (t *trial) prepare() (err error) {
 	t.admin, err = openAdmin(t.server.DSN(t.database))
 	if err != nil {
@@ -127,7 +136,9 @@ func (t *trial) prepare() (err error) {
 	t.cleanup(func() { admin.Close() })
 	serverVersion = fmt.Sprintf("%d.%d", t.server.Version()/10000, t.server.Version()%10000)
 	t.user = "app"
-	return errors.Join(t.exec(`CREATE ROLE app LOGIN PASSWORD 'app'`), t.setup(fastpgcache.SetupConfig{}))
+	err = errors.Join(t.exec(`CREATE ROLE app LOGIN PASSWORD 'app'`), t.setup(fastpgcache.SetupConfig{}))
+	t.begin() // a slow machine takes seconds to come here
+	return err
 }
 
 func openAdmin(dsn string) (*sql.DB, error) {
