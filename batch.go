@@ -52,7 +52,7 @@ FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   LIMIT 1) c`
 
 const getManyStampedSQL = `
-SELECT c.key, c.value, c.value_bytes, c.expires, date_part('epoch'::text, statement_timestamp())
+SELECT c.key, c.value, c.value_bytes, c.expires, (SELECT date_part('epoch'::text, statement_timestamp()))
 FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
@@ -69,34 +69,41 @@ type found struct {
 
 // getBatch looks up keys, which may repeat.
 func (c *Cache) getBatch(ctx context.Context, keys []string) ([]lookup, error) {
-	return c.lookups(ctx, keys, false)
+	return c.lookups(ctx, c.batches.get, keys)
 }
 
-// getBatchAged looks up keys, which may repeat, and tells the ends of their lives.
-func (c *Cache) getBatchAged(ctx context.Context, keys []string) ([]lookup, error) {
-	return c.lookups(ctx, keys, true)
+// getBatchAged is getBatch, and tells the ends of lives.
+func (c *Cache) getBatchAged(ctx context.Context, agings []aging) ([]lookup, error) {
+	keys, latest := make([]string, len(agings)), int64(0)
+	for i, a := range agings {
+		keys[i], latest = a.key, max(latest, a.late)
+	}
+	if c.local != nil {
+		return c.lookups(ctx, c.batches.aged, keys)
+	}
+	return c.lookups(ctx, c.batches.aged, keys, latest)
 }
 
-func (c *Cache) lookups(ctx context.Context, keys []string, aged bool) ([]lookup, error) {
+// lookups runs s, whose arguments are keys, which may repeat, and more.
+func (c *Cache) lookups(ctx context.Context, s *statement, keys []string, more ...any) ([]lookup, error) {
 	first, unique := distinct(keys)
 	c.stats.keys.Add(int64(len(unique)))
-	s, args := c.batches.get, c.args(textArray(unique))
+	aged := s == c.batches.aged
 	var tickets []ticket
 	if aged {
-		s, args = c.batches.aged, c.agedArgs(textArray(unique))
 		tickets = c.tickets(unique...)
 	}
-	var value, valueBytes any
-	var left sql.Null[float64]
-	hits, err := query(ctx, c, s, args, func(rows *sql.Rows) (f found, err error) {
+	var value, valueBytes, left any
+	hits, err := query(ctx, c, s, c.args(append([]any{textArray(unique)}, more...)...), func(rows *sql.Rows) (f found, err error) {
 		switch {
 		case !aged:
 			err = rows.Scan(&f.key, &value, &valueBytes)
 		case c.local != nil:
 			err = rows.Scan(&f.key, &value, &valueBytes, &f.expires, &f.now)
 		default:
-			err = rows.Scan(&f.key, &value, &valueBytes, &left)
-			f.expires = until(left)
+			if err = rows.Scan(&f.key, &value, &valueBytes, &left); err == nil {
+				f.expires, err = until(left)
+			}
 		}
 		v, ok := fromColumns(value, valueBytes)
 		f.value, f.found, f.large = v, true, !ok
@@ -328,7 +335,10 @@ func (c *Cache) lookUp(ctx context.Context, keys []string) (map[string]Value, er
 	values := make(map[string]Value, len(keys))
 	one, batch := c.getOne, c.getBatch
 	if c.local != nil && c.tx == nil {
-		one, batch = c.getOneAged, c.getBatchAged
+		one = func(ctx context.Context, key string) (lookup, error) { return c.getOneAged(ctx, aging{key: key}) }
+		batch = func(ctx context.Context, keys []string) ([]lookup, error) {
+			return c.lookups(ctx, c.batches.aged, keys)
+		}
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
 			kept, _, says := c.recall(key)
 			if says == present {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"sync/atomic"
 	"time"
 )
 
@@ -19,7 +18,6 @@ type loads struct {
 
 	one, many flights[answer] // what GetOrSetMany searches for is its callers' alone
 	refreshes refreshes
-	latest    atomic.Int64 // of all requests, what their late was
 	leaseFor  time.Duration // the constant, but in tests
 }
 
@@ -153,7 +151,9 @@ func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, 
 		}
 		switch {
 		case hit && r.stale(got):
-			c.refresh(ctx, key, r.of(key, dest, load), got.expires-got.now)
+			if c.loads.refreshes.begin(key) {
+				c.refresh(ctx, key, r.of(key, dest, load), got.expires-got.now)
+			}
 			return nil
 		case hit:
 			return nil
@@ -178,10 +178,7 @@ func (c *Cache) getOrLoad(ctx context.Context, key string, dest any, r request, 
 // findFor looks key up, with its age where r needs that.
 func (c *Cache) findFor(ctx context.Context, key string, r request) (lookup, error) {
 	if r.late > 0 {
-		for latest := c.loads.latest.Load(); r.late > latest && !c.loads.latest.CompareAndSwap(latest, r.late); {
-			latest = c.loads.latest.Load()
-		}
-		return c.findAged(ctx, key)
+		return c.findAged(ctx, aging{key, r.late})
 	}
 	return c.find(ctx, key)
 }

@@ -39,12 +39,9 @@ func (c *Cache) GetOrRefresh(ctx context.Context, key string, dest any, fresh, t
 	return c.loadFailed(ctx, op, err)
 }
 
-// refresh has r done for key in the background, whose entry lives for left seconds,
-// unless somebody is at it, or failed a moment ago.
+// refresh has r done for key in the background, whose entry lives for left seconds. It
+// ends what refreshes.begin has begun.
 func (c *Cache) refresh(ctx context.Context, key string, r request, left float64) {
-	if !c.loads.refreshes.begin(key) {
-		return
-	}
 	const longest = 1e9 // seconds, which a Duration holds
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(min(left, longest)*1e9))
 	c.run(func() {
@@ -135,7 +132,8 @@ func refreshPause(failures int) time.Duration {
 	return min(base+rand.N(base), time.Minute)
 }
 
-// begin reports whether the caller is to refresh key. It calls end then.
+// begin reports whether the caller is to refresh key: nobody in this process is at it, or
+// failed a moment ago. It calls end then.
 func (rs *refreshes) begin(key string) bool {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()

@@ -14,7 +14,7 @@ type single struct {
 
 	sets    *coalescer[entry, stamp]
 	gets    *coalescer[string, lookup]
-	agings  *coalescer[string, lookup]
+	agings  *coalescer[aging, lookup]
 	deletes *coalescer[string, bool]
 	exist   *coalescer[string, bool]
 }
@@ -32,7 +32,7 @@ func newSingle(c *Cache) single {
 
 		sets:    newCoalescer(m, c.setOne, c.setBatch, func(e entry) int { return len(e.key) + e.value.len() }),
 		gets:    newCoalescer(m, c.getOne, c.getBatch, keySize),
-		agings:  newCoalescer(m, c.getOneAged, c.getBatchAged, keySize),
+		agings:  newCoalescer(m, c.getOneAged, c.getBatchAged, func(a aging) int { return len(a.key) }),
 		deletes: newCoalescer(m, c.deleteOne, c.deleteBatch, keySize),
 		exist:   newCoalescer(m, c.existsOne, c.existsBatch, keySize),
 	}
@@ -201,7 +201,7 @@ LIMIT 1`
 // get asks the database for key.
 func (c *Cache) get(ctx context.Context, key string) (v stored, found bool, err error) {
 	if c.local != nil && c.tx == nil {
-		hit, err := c.getAged(ctx, key)
+		hit, err := c.getAged(ctx, aging{key: key})
 		return hit.value, hit.found, err
 	}
 	if c.coalesces() {
@@ -252,12 +252,19 @@ func (c *Cache) find(ctx context.Context, key string) (lookup, error) {
 	return lookup{value: v, found: found}, err
 }
 
+// aging asks for a key, and for the end of its life where that comes within late
+// microseconds. For local answers it always does.
+type aging struct {
+	key  string
+	late int64
+}
+
 // findAged is find, and tells the end of the key's life, too.
-func (c *Cache) findAged(ctx context.Context, key string) (lookup, error) {
-	if hit := c.recalled(key); hit.kept {
+func (c *Cache) findAged(ctx context.Context, a aging) (lookup, error) {
+	if hit := c.recalled(a.key); hit.kept {
 		return hit, nil
 	}
-	return c.getAged(ctx, key)
+	return c.getAged(ctx, a)
 }
 
 // recalled is what memory answers for key; kept is false where it does not.
@@ -273,53 +280,53 @@ func (c *Cache) recalled(key string) lookup {
 	return hit
 }
 
-// getAged asks the database for key, and for the end of its life.
-func (c *Cache) getAged(ctx context.Context, key string) (hit lookup, err error) {
+// getAged asks the database.
+func (c *Cache) getAged(ctx context.Context, a aging) (hit lookup, err error) {
 	if c.coalesces() {
-		hit, err = c.single.agings.do(ctx, key)
+		hit, err = c.single.agings.do(ctx, a)
 		if err == nil && hit.large {
-			hit, err = c.single.agings.alone(ctx, key)
+			hit, err = c.single.agings.alone(ctx, a)
 		}
 	} else {
-		hit, err = c.getOneAged(ctx, key)
+		hit, err = c.getOneAged(ctx, a)
 	}
-	c.answered(key, hit.found, err)
+	c.answered(a.key, hit.found, err)
 	return hit, err
 }
 
-// agedArgs are the arguments of an aged lookup of what.
-func (c *Cache) agedArgs(what any) []any {
-	if c.local != nil {
-		return c.args(what)
+// until is the end of a life that has so many seconds left, where now is 0. A driver's own
+// float64 needs none of the frames with which database/sql would have the stack grow.
+func until(left any) (float64, error) {
+	switch left := left.(type) {
+	case nil:
+		return math.Inf(1), nil
+	case float64:
+		return left, nil
 	}
-	return c.args(what, c.loads.latest.Load())
+	var seconds sql.Null[float64]
+	err := seconds.Scan(left)
+	return seconds.V, err
 }
 
-// until is the end of a life that has so many seconds left, where now is 0.
-func until(left sql.Null[float64]) float64 {
-	if left.Valid {
-		return left.V
+func (c *Cache) getOneAged(ctx context.Context, a aging) (lookup, error) {
+	tickets := c.tickets(a.key)
+	args := []any{a.key}
+	if c.local == nil {
+		args = append(args, a.late)
 	}
-	return math.Inf(1)
-}
-
-func (c *Cache) getOneAged(ctx context.Context, key string) (lookup, error) {
-	tickets := c.tickets(key)
-	hit, found, err := first(query(ctx, c, c.single.aged, c.agedArgs(key), func(rows *sql.Rows) (_ lookup, err error) {
+	hit, found, err := first(query(ctx, c, c.single.aged, c.args(args...), func(rows *sql.Rows) (_ lookup, err error) {
 		hit := lookup{found: true}
-		var value, valueBytes any
+		var value, valueBytes, left any
 		if c.local != nil {
 			err = rows.Scan(&value, &valueBytes, &hit.expires, &hit.now)
-		} else {
-			var left sql.Null[float64]
-			err = rows.Scan(&value, &valueBytes, &left)
-			hit.expires = until(left)
+		} else if err = rows.Scan(&value, &valueBytes, &left); err == nil {
+			hit.expires, err = until(left)
 		}
 		hit.value, _ = fromColumns(value, valueBytes)
 		return hit, err
 	}))
 	if found && tickets != nil {
-		c.keep(key, tickets[0], hit)
+		c.keep(a.key, tickets[0], hit)
 	}
 	return hit, err
 }
