@@ -19,6 +19,8 @@
 // # Environment
 //
 //   - FASTPGCACHE_TEST_BINDIR: the directory of initdb and postgres
+//   - FASTPGCACHE_TEST_DIR: where servers have their data, the system's directory
+//     for temporary files if not set; one in memory makes databases several times as fast
 //   - FASTPGCACHE_TEST_DSN: a superuser's connection string, URL or key/value;
 //     [Shared] then uses that server instead of starting one
 //   - FASTPGCACHE_LONG: not empty, [Long] says so

@@ -180,7 +180,7 @@ func TestServerOutlivesItsLastReference(t *testing.T) {
 }
 
 func TestFailedStartShowsTheLogAndLeavesNothing(t *testing.T) {
-	t.Setenv("TMPDIR", tempDir(t))
+	t.Setenv("FASTPGCACHE_TEST_DIR", tempDir(t))
 	_, err := Start(context.Background(), Config{Settings: map[string]string{"no_such_setting": "1"}})
 	if err == nil || !strings.Contains(err.Error(), `unrecognized configuration parameter "no_such_setting"`) {
 		t.Errorf("got %v, want the server's words", err)
@@ -189,7 +189,7 @@ func TestFailedStartShowsTheLogAndLeavesNothing(t *testing.T) {
 }
 
 func TestStartEndsWithItsContext(t *testing.T) {
-	t.Setenv("TMPDIR", tempDir(t))
+	t.Setenv("FASTPGCACHE_TEST_DIR", tempDir(t))
 	for _, after := range []time.Duration{0, 50 * time.Millisecond, 400 * time.Millisecond} {
 		ctx, cancel := context.WithTimeout(context.Background(), after)
 		began := time.Now()

@@ -65,7 +65,7 @@ func TestRootIsToldWhichDirectoryIsClosed(t *testing.T) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("TMPDIR", dir)
+	t.Setenv("FASTPGCACHE_TEST_DIR", dir)
 	_, err := Start(context.Background(), Config{})
 	if err == nil || !strings.Contains(err.Error(), "cannot enter "+dir+":") {
 		t.Errorf("got %v, want it to name %s", err, dir)

@@ -152,7 +152,7 @@ func TestKilledWhileStartingLeavesNothing(t *testing.T) {
 
 func TestStartSweepsWhatDeadRunsLeft(t *testing.T) {
 	dir := tempDir(t)
-	t.Setenv("TMPDIR", dir)
+	t.Setenv("FASTPGCACHE_TEST_DIR", dir)
 	live := startChild(t, "wait", nil)
 	dead := startChild(t, "wait", nil)
 	// Its watchdog dies first, so nobody is left to clean up.

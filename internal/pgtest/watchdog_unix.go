@@ -3,6 +3,7 @@
 package pgtest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -55,9 +56,12 @@ type watchdog struct {
 	err  error         // of its end; read after done
 }
 
+// parentDir is where servers have their directories.
+func parentDir() string { return cmp.Or(os.Getenv("FASTPGCACHE_TEST_DIR"), os.TempDir()) }
+
 // newWatchdog makes a directory for a server of the account and guards it.
 func newWatchdog(a *account) (_ *watchdog, err error) {
-	parent, err := filepath.Abs(os.TempDir())
+	parent, err := filepath.Abs(parentDir())
 	if err != nil {
 		return nil, fmt.Errorf("pgtest: %w", err)
 	}
@@ -142,7 +146,7 @@ func (w *watchdog) close() error {
 // sweep reaps what dead runs left: those whose watchdog was killed as well, as
 // when a container is. Best effort: it is not this run's business to fail on it.
 func sweep() {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	dirs, err := filepath.Glob(filepath.Join(parentDir(), dirPrefix+"*"))
 	if err != nil {
 		return
 	}
