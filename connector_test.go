@@ -440,7 +440,7 @@ func TestHundredLoginsWithARejectedTokenFetchOnce(t *testing.T) {
 func TestNoLoginFailsWhileTokensRotate(t *testing.T) {
 	t.Parallel()
 	pg := lakebasetest.NewPostgres(t)
-	most := 100
+	most := 50
 	if pgtest.Long() {
 		most = 500
 	}

@@ -186,7 +186,7 @@ func drive(ctx context.Context, sys *system, keys []string, draws []int32, value
 	for g := range n {
 		wg.Go(func() {
 			i := g * len(draws) / n
-			done := 0
+			done, v := 0, ""
 			for time.Since(begin) < d && ctx.Err() == nil {
 				for range batch {
 					i++
@@ -197,10 +197,10 @@ func drive(ctx context.Context, sys *system, keys []string, draws []int32, value
 						err = sys.set(ctx, key, value)
 					case done%1024 == 7: // one in some is timed
 						at := time.Now()
-						err = sys.get(ctx, key)
+						err = sys.get(ctx, key, &v)
 						times[g] = append(times[g], time.Since(at))
 					default:
-						err = sys.get(ctx, key)
+						err = sys.get(ctx, key, &v)
 					}
 					if err != nil {
 						errs[g] = err

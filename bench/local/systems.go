@@ -20,7 +20,7 @@ const ttl = time.Hour
 // system is a cache to measure.
 type system struct {
 	name  string
-	get   func(ctx context.Context, key string) error // a miss is an error
+	get   func(ctx context.Context, key string, v *string) error // a miss is an error
 	set   func(ctx context.Context, key, value string) error
 	stats func() fastpgcache.Stats // of local
 	close func()
@@ -52,9 +52,8 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		if err != nil {
 			return nil, err
 		}
-		sys.get = func(ctx context.Context, key string) error {
-			var v string
-			found, err := c.Get(ctx, key, &v)
+		sys.get = func(ctx context.Context, key string, v *string) error {
+			found, err := c.Get(ctx, key, v)
 			if err == nil && !found {
 				return errMiss
 			}
@@ -69,7 +68,10 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 			o.Protocol, o.ClientSideCacheConfig = 3, &redis.ClientSideCacheConfig{MaxMemoryBytes: 64 << 20}
 		}
 		c := redis.NewClient(o)
-		sys.get = func(ctx context.Context, key string) error { return c.Get(ctx, key).Err() }
+		sys.get = func(ctx context.Context, key string, v *string) (err error) {
+			*v, err = c.Get(ctx, key).Result()
+			return err
+		}
 		sys.set = func(ctx context.Context, key, value string) error { return c.Set(ctx, key, value, ttl).Err() }
 		sys.close = func() { c.Close() }
 	case "rueidis", "rueidis-docache":
@@ -77,13 +79,13 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		if err != nil {
 			return nil, err
 		}
-		sys.get = func(ctx context.Context, key string) error {
-			_, err := c.Do(ctx, c.B().Get().Key(key).Build()).ToString()
+		sys.get = func(ctx context.Context, key string, v *string) (err error) {
+			*v, err = c.Do(ctx, c.B().Get().Key(key).Build()).ToString()
 			return err
 		}
 		if name == "rueidis-docache" {
-			sys.get = func(ctx context.Context, key string) error {
-				_, err := c.DoCache(ctx, c.B().Get().Key(key).Cache(), ttl).ToString()
+			sys.get = func(ctx context.Context, key string, v *string) (err error) {
+				*v, err = c.DoCache(ctx, c.B().Get().Key(key).Cache(), ttl).ToString()
 				return err
 			}
 		}
@@ -93,10 +95,12 @@ func (s *servers) open(ctx context.Context, name string) (*system, error) {
 		sys.close = c.Close
 	case "otter":
 		c := otter.Must(&otter.Options[string, string]{MaximumWeight: 64 << 20, Weigher: func(key, value string) uint32 { return uint32(192 + len(key) + len(value)) }})
-		sys.get = func(_ context.Context, key string) error {
-			if _, ok := c.GetIfPresent(key); !ok {
+		sys.get = func(_ context.Context, key string, v *string) error {
+			value, ok := c.GetIfPresent(key)
+			if !ok {
 				return errMiss
 			}
+			*v = value
 			return nil
 		}
 		sys.set = func(_ context.Context, key, value string) error { c.Set(key, value); return nil }

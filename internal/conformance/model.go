@@ -232,7 +232,7 @@ func testModel(s *suite, t *testing.T) {
 	if _, err := c.Cleanup(bounded(t)); err != nil { // what other tests left
 		t.Fatal(err)
 	}
-	steps := 600
+	steps := 400
 	if s.callers > 0 {
 		steps = 60
 	}

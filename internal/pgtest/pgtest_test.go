@@ -185,7 +185,7 @@ func TestFailedStartShowsTheLogAndLeavesNothing(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `unrecognized configuration parameter "no_such_setting"`) {
 		t.Errorf("got %v, want the server's words", err)
 	}
-	wantEmpty(t, os.Getenv("TMPDIR"))
+	wantEmpty(t, os.Getenv("FASTPGCACHE_TEST_DIR"))
 }
 
 func TestStartEndsWithItsContext(t *testing.T) {
@@ -204,7 +204,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("after %v: took %v: %v", after, took, err)
 		}
-		wantEmpty(t, os.Getenv("TMPDIR"))
+		wantEmpty(t, os.Getenv("FASTPGCACHE_TEST_DIR"))
 	}
 }
 

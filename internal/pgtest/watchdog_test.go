@@ -129,7 +129,7 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 func TestKilledWhileStartingLeavesNothing(t *testing.T) {
 	for _, after := range []time.Duration{10, 50, 300, 900} {
 		dir := tempDir(t)
-		c := startChild(t, "starting", func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "TMPDIR="+dir) })
+		c := startChild(t, "starting", func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "FASTPGCACHE_TEST_DIR="+dir) })
 		time.Sleep(after * time.Millisecond) // the moment is the test's input
 		c.cmd.Process.Kill()
 		c.cmd.Wait()
