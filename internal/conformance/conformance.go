@@ -86,8 +86,8 @@ func tests() []test {
 	return all
 }
 
-// Run runs the suite over each driver, in each variant. Drivers run side by side, since
-// much of it is waiting.
+// Run runs the suite over each driver, in each variant, side by side, since much of it
+// is waiting.
 func Run(t *testing.T, drivers ...Driver) {
 	for i, d := range drivers {
 		t.Run(d.Name, func(t *testing.T) {
@@ -97,6 +97,7 @@ func Run(t *testing.T, drivers ...Driver) {
 					continue
 				}
 				t.Run(v.name, func(t *testing.T) {
+					t.Parallel()
 					s := newSuite(t, d, v)
 					for _, test := range tests() {
 						if test.once && j > 0 || test.lone && v.callers > 0 {
