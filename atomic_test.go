@@ -41,6 +41,7 @@ func inTx(t *testing.T, c *Cache, commit bool, f func(*Cache)) {
 }
 
 func TestAddSucceedsForOneOfAThousandCallers(t *testing.T) {
+	t.Parallel()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
 	c.DB().SetMaxOpenConns(20)
@@ -183,6 +184,7 @@ func TestIncrementTakesWhatRedisTakesAndChangesNothingElse(t *testing.T) {
 }
 
 func TestTakeHandsAValueToOneCaller(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})

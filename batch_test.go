@@ -35,6 +35,7 @@ func hugeItems(small int, tell func()) map[string]any {
 }
 
 func TestSetManyEncodesAgainWhatItDoesNotHold(t *testing.T) {
+	t.Parallel()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
 	var encoded atomic.Int64
@@ -53,6 +54,7 @@ func TestSetManyEncodesAgainWhatItDoesNotHold(t *testing.T) {
 
 // The map is the caller's again once SetMany has returned: the race detector sees.
 func TestSetManyLeavesTheMapAloneOnceItHasReturned(t *testing.T) {
+	t.Parallel()
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
 	ctx, cancel := context.WithCancel(t.Context())

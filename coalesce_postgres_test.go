@@ -98,6 +98,7 @@ func TestAPoisonedEntryFailsAlone(t *testing.T) {
 }
 
 func TestConnectionsKilledInMidBatchLoseNothing(t *testing.T) {
+	t.Parallel()
 	c, dsn := openSetUp(t, Config{})
 	killer, err := sql.Open("postgres", dsn)
 	if err != nil {

@@ -294,6 +294,7 @@ func TestConnectAsksForAnotherTokenOnce(t *testing.T) {
 }
 
 func TestConnectWaitsOnceForAServerThatWakes(t *testing.T) {
+	t.Parallel()
 	for name, asleep := range map[string]func(net.Conn){
 		"starting up": func(c net.Conn) { refuse(c, "57P03") },
 		"closed":      func(c net.Conn) { c.Close() },
@@ -409,6 +410,7 @@ func TestConnectionOutlivesTheContextOfItsLogin(t *testing.T) {
 }
 
 func TestHundredLoginsWithARejectedTokenFetchOnce(t *testing.T) {
+	t.Parallel()
 	pg := lakebasetest.NewPostgres(t)
 	var fetches atomic.Int32
 	tokens := fastpgcache.NewTokenCache(func(context.Context) (fastpgcache.Token, error) {

@@ -15,6 +15,7 @@ import (
 // operands only after a cast. So no call of ours needs one: neither in the statements of
 // this package, nor in the functions, whose search path is fixed besides. SQL-NOTES 22.
 func TestEveryCallFitsItsOperands(t *testing.T) {
+	t.Parallel()
 	dsn := pgtest.Database(t)
 	db, err := sql.Open("postgres", dsn)
 	if err != nil {

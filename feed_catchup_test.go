@@ -267,6 +267,7 @@ func TestManyNewKeysAreCaughtUp(t *testing.T) {
 
 // A catch-up reads what is new and nothing else, whatever the planner knows.
 func TestACatchUpReadsOnlyWhatIsNew(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, admin := setUp(t)
 	owner := openDB(t, admin)

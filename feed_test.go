@@ -191,6 +191,7 @@ func TestOwnWritesAreNeverMissed(t *testing.T) {
 // Writes that are under way while a filter is loaded are in it when they have ended:
 // in 100 loads, of which some are published between a commit and its return.
 func TestOwnWritesDuringARebuildAreNeverMissed(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, admin := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
@@ -287,6 +288,7 @@ func TestTheFilterGrowsAndLosesNothing(t *testing.T) {
 }
 
 func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	other := openCache(t, dsn, Config{})
@@ -325,6 +327,7 @@ func TestAFilterOfDeletedKeysIsReplaced(t *testing.T) {
 }
 
 func TestOneConnectionIsEnough(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	dsn, _ := setUp(t)
 	items := make(map[string]any)

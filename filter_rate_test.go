@@ -49,6 +49,7 @@ func TestFilterFalsePositivesMatchTheory(t *testing.T) {
 }
 
 func TestFilterEstimateFollowsLoad(t *testing.T) {
+	t.Parallel()
 	f := newCuckooFilter(30_000, 8)
 	if got := f.FalsePositiveRate(); got != 0 {
 		t.Errorf("FalsePositiveRate() of an empty filter = %v", got)
@@ -76,6 +77,7 @@ func TestFilterEstimateFollowsLoad(t *testing.T) {
 }
 
 func TestFilterWidthFollowsRate(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		rate float64
 		bits int

@@ -127,6 +127,7 @@ func TestFilterTakesItsCapacity(t *testing.T) {
 // The chance that more items share two buckets than these hold, were they alone, bounds what can go wrong in
 // a small filter; in a large one the search must stay far from its limit.
 func TestFilterHasRoomToSpare(t *testing.T) {
+	t.Parallel()
 	for capacity := 1; capacity < 100_000; capacity += 1 + capacity/10 {
 		n := float64(bucketsFor(capacity))
 		ways, _ := math.Lgamma(float64(capacity) + 1)
@@ -172,6 +173,7 @@ func TestFilterFailedInsertChangesNothing(t *testing.T) {
 }
 
 func TestFilterHoldsEightCopies(t *testing.T) {
+	t.Parallel()
 	for _, width := range []uint64{8, 16, 19, 32} {
 		f := newCuckooFilter(5000, width)
 		others := fill(t, f, "other", 4000)
@@ -212,6 +214,7 @@ func TestFilterHoldsEightCopies(t *testing.T) {
 
 // A filter is exactly a multiset of cells.
 func TestFilterAgreesWithModel(t *testing.T) {
+	t.Parallel()
 	for _, width := range widths() {
 		ops := make([]byte, 20_000)
 		for i := range ops {
@@ -423,6 +426,7 @@ func TestUpstreamBugFilterEmptyAtStart(t *testing.T) {
 }
 
 func TestUpstreamBugItemsLostAtHighLoad(t *testing.T) {
+	t.Parallel()
 	f := NewCuckooFilterWithRate(99_600, 0.03) // 8 bits, 26,526 buckets
 	if n := f.Stats().Buckets; n&(n-1) == 0 {
 		t.Fatalf("%d buckets are a power of two", n)

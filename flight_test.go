@@ -184,6 +184,7 @@ func TestFlightThatPanicsOrExitsLandsForAll(t *testing.T) {
 // Callers at random, who come, leave early and start over, beside a source that
 // changes: none gets what was there before it came.
 func TestFlightNeverAnswersWithWhatWasBefore(t *testing.T) {
+	t.Parallel()
 	fs := newFlights(t.Context())
 	const keys, callers = 4, 16
 	var source [keys]atomic.Int64

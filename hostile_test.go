@@ -158,6 +158,7 @@ func TestHostileOwnersAreRefused(t *testing.T) {
 // Whatever was attached to the Python library's table, or to ours, is refused, also
 // where everything belongs to the superuser by now. SQL-NOTES 20.
 func TestHostileAttachmentsAreRefused(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	mallory, _ := l.role()
 	python := pythonTable[:strings.Index(pythonTable, "CREATE INDEX")]
@@ -302,6 +303,7 @@ func TestHostileSearchPathsAreNotLookedInto(t *testing.T) {
 
 // What one login leaves open holds up nobody else, and no set-up. SQL-NOTES 23, 26.
 func TestHostileTransactionsHoldUpNobody(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	_, admin := l.administrator()
 	_, malloryDB := l.role()
@@ -378,6 +380,7 @@ func TestHostileTransactionsHoldUpNobody(t *testing.T) {
 // A row that a login writes itself is of no use against the others: it is neither
 // theirs nor read by them. SQL-NOTES 24, 37.
 func TestHostileRowsHaveTheirBounds(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	_, db := l.role()

@@ -79,6 +79,7 @@ func TestTheMapHasEveryFile(t *testing.T) {
 }
 
 func TestMechanismsKnowNeitherSQLNorACache(t *testing.T) {
+	t.Parallel()
 	args := []string{"build", "-o", os.DevNull}
 	for place, floor := range houseMap(t) {
 		if floor == "mechanisms" {

@@ -160,6 +160,7 @@ func TestKeysHoldsNothingBetweenPagesAndStopsWithItsLoop(t *testing.T) {
 }
 
 func TestKeysRunsOnThePrimaryKey(t *testing.T) {
+	t.Parallel()
 	dsn, admin := setUp(t)
 	c := openCache(t, dsn, Config{})
 	service := openCache(t, admin, Config{User: pgUser(t, c)})

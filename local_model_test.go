@@ -207,7 +207,8 @@ func TestNoAnswerIsWrong(t *testing.T) {
 		if most > 0 {
 			return ops.Load() >= most
 		}
-		return time.Since(begin) >= short
+		took := time.Since(begin)
+		return took >= short && ops.Load() >= 6000 || took >= 10*short // on a busy machine it is slow
 	}
 	var actors []*actor
 	var wg sync.WaitGroup

@@ -234,6 +234,7 @@ func wantState(t *testing.T, c, other *Cache) {
 }
 
 func TestEveryKindOfWriteIsHeardOf(t *testing.T) {
+	t.Parallel()
 	dsn, admin := setUp(t)
 	c := openFiltered(t, dsn, Config{MaxStaleness: hour})
 	other := openCache(t, dsn, Config{})
@@ -262,6 +263,7 @@ func TestEveryKindOfWriteIsHeardOf(t *testing.T) {
 }
 
 func TestOwnWritesAreSeenAtOnce(t *testing.T) {
+	t.Parallel()
 	dsn, _ := setUp(t)
 	other := openCache(t, dsn, Config{})
 	for _, cfg := range []Config{{MaxStaleness: hour}, {MaxStaleness: hour, DisableCoalescing: true}, {MaxStaleness: hour, LocalBytes: -1}} {

@@ -55,6 +55,7 @@ func TestCleanupByManyAtOnceRemovesWhatExpiredAndNothingElse(t *testing.T) {
 
 // Writers revive expired keys while cleanups run: what they have stored is there.
 func TestCleanupNeverRemovesAFreshEntry(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)

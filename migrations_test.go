@@ -369,6 +369,7 @@ func TestTrimmingKeepsWhatNobodyMayHaveRead(t *testing.T) {
 }
 
 func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Own(t, pgtest.Config{})
 	l := labOn(t, server.Database(t))
 	l.setup(l.admin, fastpgcache.SetupConfig{})
@@ -437,6 +438,7 @@ func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
 
 // Entries are small, and refreshed ones stay where they are, in the table and its index.
 func TestRefreshesAreHOT(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		bytes, keys int
 		hot         float64 // share of updates

@@ -97,6 +97,7 @@ func (l *lab) over(db *sql.DB, name string) {
 // A process that dies in the middle of a walk, a row that another server wrote, and what a
 // hostile user puts there stop nobody, nor does it make the owner fail.
 func TestNothingOfAWalkIsStuck(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.setup(l.admin, fastpgcache.SetupConfig{MaxBytes: 2000 * entryBytes})
 	user, db := l.role()

@@ -20,6 +20,7 @@ import (
 )
 
 func TestSetupByManyAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, start := range []string{"an empty database", "the Python library's table"} {
 		t.Run(start, func(t *testing.T) {
 			l := newLab(t)
@@ -94,6 +95,7 @@ func TestSetupAgainChangesNothingAndWaitsForNobody(t *testing.T) {
 }
 
 func TestSetupGivesUpOnALongTransaction(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	l.exec(l.admin, pythonTable)
 	tx, err := l.admin.Begin()

@@ -109,7 +109,10 @@ func Run(t *testing.T, drivers ...Driver) {
 			}
 		})
 	}
-	t.Run("restart", func(t *testing.T) { testRestart(t, drivers) })
+	t.Run("restart", func(t *testing.T) {
+		t.Parallel()
+		testRestart(t, drivers)
+	})
 }
 
 // suite is what the tests of one driver and variant share.
