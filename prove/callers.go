@@ -36,11 +36,12 @@ type segment struct {
 	took  []time.Duration // in order
 }
 
-// segment has callers use p, alone, for d, and judges the answers.
+// segment has callers use p, alone, for d, also when the time of the load is over, and
+// judges the answers.
 func (t *trial) segment(p *process, callers int, d time.Duration, failed func(error)) (s segment) {
 	// No keys of the segment before.
 	time.Sleep(time.Duration((windowKeys/windowMoves + 2) * windowTime))
-	ctx, cancel := context.WithTimeout(t.ctx, d)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), d)
 	defer cancel()
 	var mu sync.Mutex // guards s.took
 	var wg sync.WaitGroup
