@@ -438,7 +438,6 @@ func TestTheEpochTellsOneCacheFromAnother(t *testing.T) {
 
 // Entries are small, and refreshed ones stay where they are, in the table and its index.
 func TestRefreshesAreHOT(t *testing.T) {
-	t.Parallel()
 	for _, c := range []struct {
 		bytes, keys int
 		hot         float64 // share of updates
