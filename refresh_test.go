@@ -3,6 +3,7 @@ package fastpgcache
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,5 +104,36 @@ func TestGetOrRefreshOfAKeptValueRefreshesIt(t *testing.T) {
 	eventually(t, "what was loaded by the other process", func() bool { return ask() == "of another process" })
 	if got := loads.Load(); got != 2 {
 		t.Errorf("got %d loads, want 2: another had refreshed it", got)
+	}
+}
+
+// Merged calls ask for the latest end that any of them wants to know of.
+func TestMergedCallsLearnOfEveryEndThatOneAskedFor(t *testing.T) {
+	ctx := t.Context()
+	dsn, _ := setUp(t)
+	c := openCache(t, dsn, Config{})
+	for _, key := range []string{"a", "b", "c"} {
+		check(t, c.Set(ctx, key, "v", time.Hour))
+	}
+	minute, day := time.Minute.Microseconds(), (24 * time.Hour).Microseconds()
+	for _, tt := range []struct {
+		late [3]int64
+		want bool
+	}{{[3]int64{minute, day, minute}, true}, {[3]int64{day, minute, minute}, true}, {[3]int64{minute, minute, minute}, false}} {
+		got, err := c.getBatchAged(ctx, []aging{{"a", tt.late[0]}, {"b", tt.late[1]}, {"c", tt.late[2]}})
+		check(t, err)
+		for i, hit := range got {
+			if told := !math.IsInf(hit.expires, 1); !hit.found || told != tt.want || told && (hit.expires < 3500 || hit.expires > 3600) {
+				t.Errorf("%v, %d: got %t, %v s left; want it told: %t", tt.late, i, hit.found, hit.expires, tt.want)
+			}
+		}
+	}
+	for _, left := range []any{1.5, "1.5", []byte("1.5")} { // as drivers give it
+		if got, err := until(left); err != nil || got != 1.5 {
+			t.Errorf("%T: got %v, %v", left, got, err)
+		}
+	}
+	if _, err := until("soon"); err == nil {
+		t.Error("got no error for what is no number")
 	}
 }
