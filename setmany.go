@@ -122,27 +122,31 @@ func (c *Cache) transact(ctx context.Context, f func(*Cache) error) error {
 	if c.tx != nil {
 		return f(c)
 	}
-	for attempt := 1; ; attempt++ {
-		err := c.transactOnce(ctx, f)
-		if err == nil || attempt == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(attempt)) {
-			return err
-		}
-	}
-}
-
-func (c *Cache) transactOnce(ctx context.Context, f func(*Cache) error) error {
 	for _, s := range []*statement{c.batches.set, c.batches.del} { // the transaction cannot prepare them
 		if _, err := await(ctx, c, func() (*sql.Stmt, error) { return c.prepared(ctx, s) }); err != nil {
 			return err
 		}
 	}
+	return c.repeat(ctx, func(committed bool) error { return c.transactOnce(ctx, committed, f) })
+}
+
+// transactOnce runs f in a transaction, of READ COMMITTED or of the database's default.
+func (c *Cache) transactOnce(ctx context.Context, committed bool, f func(*Cache) error) error {
 	tx, err := await(ctx, c, func() (*sql.Tx, error) { return c.db.BeginTx(ctx, nil) })
 	if err != nil {
 		return err
 	}
 	inside := c.WithTx(tx)
 	inside.tx.grown = map[*quota]int64{}
-	if err := f(inside); err != nil {
+	if committed { // by a statement: not every driver knows sql.TxOptions
+		_, err = await(ctx, c, func() (sql.Result, error) {
+			return tx.ExecContext(ctx, `SET TRANSACTION ISOLATION LEVEL READ COMMITTED`)
+		})
+	}
+	if err == nil {
+		err = f(inside)
+	}
+	if err != nil {
 		await(ctx, c, func() (struct{}, error) { return struct{}{}, tx.Rollback() }) // waits for a statement that goes on
 		return err
 	}

@@ -132,7 +132,7 @@ func (c *core) args(args ...any) []any {
 // query runs s and returns what scan makes of each row, of the attempt that
 // succeeded.
 func query[T any](ctx context.Context, c *Cache, s *statement, args []any, scan func(*sql.Rows) (T, error)) ([]T, error) {
-	return retry(ctx, c, func() ([]T, error) {
+	return retry(ctx, c, func(c *Cache) ([]T, error) {
 		p, err := c.prepared(ctx, s)
 		if err != nil {
 			return nil, err
@@ -177,7 +177,7 @@ func (c *Cache) queryOnce(ctx context.Context, s *statement, p *sql.Stmt, args [
 
 // exec runs s and returns how many rows it affected or, if it is a query, gave.
 func (c *Cache) exec(ctx context.Context, s *statement, args ...any) (int64, error) {
-	return retry(ctx, c, func() (int64, error) {
+	return retry(ctx, c, func(c *Cache) (int64, error) {
 		p, err := c.prepared(ctx, s)
 		if err != nil {
 			return 0, err
@@ -280,31 +280,53 @@ func driverFrom(d driver.Driver, path string) bool {
 // retry calls attempt, and again when the server undid its work in favour of a
 // concurrent transaction's. Only what the last attempt returned counts: the server may
 // undo one after its rows have come.
-func retry[T any](ctx context.Context, c *Cache, attempt func() (T, error)) (T, error) {
-	return await(ctx, c, func() (T, error) {
-		for n := 1; ; n++ {
-			result, err := guarded(attempt)
-			if err == nil {
-				return result, nil
+func retry[T any](ctx context.Context, c *Cache, attempt func(*Cache) (T, error)) (T, error) {
+	return await(ctx, c, func() (result T, _ error) {
+		err := c.repeat(ctx, func(committed bool) (err error) {
+			if committed {
+				return c.transactOnce(ctx, true, func(in *Cache) (err error) {
+					result, err = guarded(in, attempt)
+					return err
+				})
 			}
-			if c.tx != nil || n == maxAttempts || !lostToConcurrent(err) || !sleep(ctx, backoff(n)) {
-				var none T
-				return none, err
-			}
-		}
+			result, err = guarded(c, attempt)
+			return err
+		})
+		return result, err
 	})
+}
+
+// repeat calls attempt as retry does. Under stricter isolation, which is the default of some
+// databases, what takes long beside many writers would lose each time: a last attempt is
+// asked to be a transaction of READ COMMITTED, where no serialization fails.
+func (c *Cache) repeat(ctx context.Context, attempt func(committed bool) error) error {
+	for n := 1; ; n++ {
+		err := attempt(false)
+		if err == nil || c.tx != nil || !lostToConcurrent(err) {
+			return err
+		}
+		if n == maxAttempts && sqlState(err) == serializationFailure && ctx.Err() == nil {
+			if last := attempt(true); last != nil {
+				return fmt.Errorf("%w; at READ COMMITTED: %w", err, last)
+			}
+			return nil
+		}
+		if n == maxAttempts || !sleep(ctx, backoff(n)) {
+			return err
+		}
+	}
 }
 
 // guarded calls attempt, and makes an error of a panic of the driver: lib/pq's is one
 // where a pooler brings another statement's answer, and on a goroutine of ours it would
 // end the program.
-func guarded[T any](attempt func() (T, error)) (result T, err error) {
+func guarded[T any](c *Cache, attempt func(*Cache) (T, error)) (result T, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the driver panicked: %v (%s)", p, poolerHint)
 		}
 	}()
-	return attempt()
+	return attempt(c)
 }
 
 // await calls f, and ends with ctx even where the driver does not, as lib/pq, whose

@@ -27,6 +27,7 @@ var txTests = []test{
 	{name: "ATransactionMayBeOfAnotherPool", run: testTxOfAnotherPool},
 	{name: "WithoutATransactionEveryOperationIsAnError", run: testTxNil},
 	{name: "RetriesEnd", run: testRetriesEnd, lone: true, here: true},
+	{name: "RetriesLeaveStrictIsolation", run: testRetriesLeaveStrictIsolation, lone: true, here: true},
 	{name: "RetriesEndWithTheContext", run: testRetriesEndWithContext, lone: true, here: true},
 }
 
@@ -285,8 +286,9 @@ func testDeadlock(s *suite, t *testing.T) {
 	}
 }
 
-// failing sets up a schema whose every write is a serialization failure.
-func (s *suite) failing(t *testing.T, schema string) *fastpgcache.Cache {
+// failing sets up a schema whose every write is a serialization failure, where the
+// condition holds. The cache's sessions ask for serializable transactions.
+func (s *suite) failing(t *testing.T, schema, condition string) *fastpgcache.Cache {
 	t.Helper()
 	s.setup(t, fastpgcache.SetupConfig{Schema: schema})
 	t.Cleanup(func() { s.exec(t, `DROP SCHEMA `+schema+` CASCADE`) })
@@ -295,15 +297,37 @@ func (s *suite) failing(t *testing.T, schema string) *fastpgcache.Cache {
 		`CREATE FUNCTION `+schema+`.fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 		BEGIN
 			PERFORM nextval('`+schema+`.attempts');
-			RAISE EXCEPTION 'lost again' USING ERRCODE = 'serialization_failure';
+			IF `+condition+` THEN
+				RAISE EXCEPTION 'lost again' USING ERRCODE = 'serialization_failure';
+			END IF;
+			RETURN NEW;
 		END $$`,
 		`CREATE TRIGGER fail BEFORE INSERT ON `+schema+`.cache FOR EACH ROW EXECUTE FUNCTION `+schema+`.fail()`)
-	dsn, _ := s.role(t)
+	dsn, role := s.role(t)
+	s.exec(t, `ALTER ROLE `+role+` SET default_transaction_isolation = 'serializable'`)
 	return s.open(t, dsn, inSchema(schema))
 }
 
+// Beside many writers, serializable transactions that take long lose each time.
+func testRetriesLeaveStrictIsolation(s *suite, t *testing.T) {
+	c := s.failing(t, "strict", `current_setting('transaction_isolation') = 'serializable'`)
+	if err := c.Set(bounded(t), "k", "v", 0); err != nil {
+		t.Error("set: ", err)
+	}
+	items := map[string]any{}
+	for i := range 3_000 { // more than a statement takes: one transaction
+		items[fmt.Sprint("k", i)] = "v"
+	}
+	if err := c.SetMany(bounded(t), items, 0); err != nil {
+		t.Error("set many: ", err)
+	}
+	if got := one[int](t, s.admin, `SELECT count(*) FROM strict.cache`); got != 3_001 {
+		t.Errorf("%d entries, want 3,001", got)
+	}
+}
+
 func testRetriesEnd(s *suite, t *testing.T) {
-	c := s.failing(t, "failing")
+	c := s.failing(t, "failing", "true")
 	wantState(t, "set", c.Set(bounded(t), "k", "v", 0), "40001")
 	if got := one[int](t, s.admin, `SELECT last_value FROM failing.attempts`); got < 2 || got > 10 {
 		t.Errorf("got %d attempts, want a few", got)
@@ -311,7 +335,7 @@ func testRetriesEnd(s *suite, t *testing.T) {
 }
 
 func testRetriesEndWithContext(s *suite, t *testing.T) {
-	c := s.failing(t, "failing2")
+	c := s.failing(t, "failing2", "true")
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
