@@ -176,6 +176,30 @@ func TestTheClockThatSaysMoreCounts(t *testing.T) {
 	}
 }
 
+func TestTheWallClockIsReadSeldom(t *testing.T) {
+	at, reads := instant{1, 1}, 0
+	c := newClock()
+	c.monotonic = func() int64 { return at.monotonic }
+	c.both = func() instant { reads++; return at }
+	c.now()
+	at.monotonic += wallEvery - 1
+	at.wall += wallEvery - 1
+	if got := c.now(); got != at || reads != 1 {
+		t.Errorf("got %v after %d reads, want %v after 1", got, reads, at)
+	}
+	at.monotonic++
+	at.wall += int64(time.Hour) // the machine slept
+	if got := c.now(); got != at || reads != 2 {
+		t.Errorf("got %v after %d reads, want %v after 2", got, reads, at)
+	}
+	c.mu.Lock() // somebody who reads both was stopped
+	at.monotonic += wallEvery
+	at.wall += int64(time.Hour)
+	if got := c.now(); got != at {
+		t.Errorf("got %v, want %v", got, at)
+	}
+}
+
 func TestNoValueOutlivesItsTTLByTheServersClock(t *testing.T) {
 	l, now := begun(t, time.Second)
 	const server = 1_700_000_000_000_000

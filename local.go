@@ -34,7 +34,7 @@ func newLocal(maxStaleness time.Duration, bytes int) *local {
 		kept:         newKept(bytes),
 		misses:       &misses{},
 		maxStaleness: maxStaleness,
-		now:          newClock(),
+		now:          newClock().now,
 		refresh:      func() {},
 		load:         func() {},
 	}
