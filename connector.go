@@ -184,11 +184,65 @@ func login(ctx context.Context, cfg pq.Config) (driver.Conn, error) {
 		conn.Close()
 		return nil, ctx.Err()
 	case err == nil:
-		return conn, nil
+		return boundedConn{conn.(pqConn), d}, nil
 	case ctx.Err() != nil && !errors.Is(err, ctx.Err()):
 		return nil, fmt.Errorf("%w (%w)", ctx.Err(), err)
 	}
 	return nil, err
+}
+
+// pqConn and pqStmt are what lib/pq's connections and prepared statements do.
+type pqConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.QueryerContext
+	driver.SessionResetter
+	driver.Validator
+}
+
+type pqStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// A boundedConn ends, with its connection, what lib/pq waits for whatever ctx says: the
+// answer to BEGIN and, before the pool closes a connection, that to the end of a prepared
+// statement. From a connection that has gone dead without a word none comes.
+type boundedConn struct {
+	pqConn
+	dialer *connDialer
+}
+
+func (c boundedConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	stop := context.AfterFunc(ctx, c.dialer.hangUp)
+	tx, err := c.pqConn.BeginTx(ctx, opts)
+	if !stop() {
+		return nil, driver.ErrBadConn // database/sql drops it, and reports ctx
+	}
+	return tx, err
+}
+
+func (c boundedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	s, err := c.pqConn.PrepareContext(ctx, query)
+	if st, ok := s.(pqStmt); ok { // that of a COPY is none
+		return boundedStmt{st, c.dialer}, err
+	}
+	return s, err
+}
+
+type boundedStmt struct {
+	pqStmt
+	dialer *connDialer
+}
+
+func (s boundedStmt) Close() error {
+	defer time.AfterFunc(cancelPatience, s.dialer.hangUp).Stop()
+	return s.pqStmt.Close()
 }
 
 // A connDialer is of one connection. It closes what it dialled when the login's ctx ends, because lib/pq heeds ctx only until
@@ -202,7 +256,8 @@ type connDialer struct {
 	dialed []net.Conn // for the connection itself
 }
 
-// cancelPatience is how long a server may take to end a statement after a cancel request.
+// cancelPatience is how long a server may take to end a statement after a cancel request,
+// or a prepared one.
 const cancelPatience = 2 * time.Second
 
 func (d *connDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -232,4 +287,11 @@ func (d *connDialer) endLogin() (ended bool) {
 	}
 	d.login, d.stops = nil, nil
 	return ended
+}
+
+// hangUp closes the connection, if it is still open.
+func (d *connDialer) hangUp() {
+	for _, conn := range d.dialed {
+		conn.Close()
+	}
 }

@@ -86,22 +86,37 @@ func TestADeadConnectionDoesNotKeepItsPlaceInThePool(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.DB().SetMaxOpenConns(2)
-		get := func(d time.Duration) error {
-			ctx, cancel := context.WithTimeout(t.Context(), d)
-			defer cancel()
+		get := func(ctx context.Context) error {
 			_, err := c.Get(ctx, "k", nil)
 			return err
 		}
-		if err := get(10 * time.Second); err != nil {
-			t.Fatal(err)
+		mustGet := func() {
+			if err := get(t.Context()); err != nil {
+				t.Error(err)
+			}
 		}
-		for range 3 {
+		transact := func(ctx context.Context) error {
+			tx, err := c.DB().BeginTx(ctx, nil)
+			if err == nil {
+				err = tx.Rollback()
+			}
+			return err
+		}
+		soon(t, "the first Get", mustGet)
+		for _, ask := range []func(context.Context) error{get, transact, get, transact} {
 			f.epoch.Add(1)
 			// Whoever meets a dead connection waits for its own deadline, and the next one
 			// must get another: places in the pool that were lost would be all of them by now.
-			begin := time.Now()
-			err := get(500 * time.Millisecond)
-			for ; err != nil && time.Since(begin) < 20*time.Second; err = get(500 * time.Millisecond) {
+			var err error
+			for begin := time.Now(); time.Since(begin) < 20*time.Second; {
+				soon(t, "a call with a deadline", func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+					defer cancel()
+					err = ask(ctx)
+				})
+				if err == nil {
+					break
+				}
 				if !errors.Is(err, context.DeadlineExceeded) {
 					t.Error(err)
 				}
@@ -111,9 +126,25 @@ func TestADeadConnectionDoesNotKeepItsPlaceInThePool(t *testing.T) {
 			}
 		}
 		f.epoch.Add(1)
-		begin := time.Now()
-		if err := c.Close(); time.Since(begin) > 10*time.Second {
-			t.Errorf("Close took %v: %v", time.Since(begin), err)
-		}
+		soon(t, "closing idle connections", func() { c.DB().SetMaxIdleConns(-1) })
+		c.DB().SetMaxIdleConns(2)
+		soon(t, "Get", mustGet)
+		f.epoch.Add(1)
+		soon(t, "Close", func() { c.Close() })
+	}
+}
+
+// soon fails the test if f takes longer than 10 s.
+func soon(t *testing.T, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal(what, " takes more than 10 s")
 	}
 }
