@@ -26,7 +26,7 @@ var (
 	callers = flag.Int("callers", 64, "how many at once")
 	keys    = flag.Int("keys", 1000, "how many keys they ask for")
 	blocks  = flag.Int("blocks", 15, "how many blocks of each")
-	block   = flag.Duration("block", 200*time.Millisecond, "how long a block is")
+	block   = flag.Duration("block", time.Second, "how long a block is: in a short one, p99 is how long the first calls take")
 	deletes = flag.Int("deletes", 10_000, "how many deletes each form sees")
 )
 
