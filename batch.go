@@ -46,7 +46,7 @@ FROM unnest((SELECT $1::text[])) k(key), LATERAL (
   SELECT key, CASE WHEN octet_length(value) <= 32768 THEN value END AS value,
     CASE WHEN octet_length(value_bytes) <= 32768 THEN value_bytes END AS value_bytes,
     CASE WHEN expires_at <= (SELECT statement_timestamp() + $2::float8 * interval '1 microsecond')
-      THEN date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()) END AS remaining
+      THEN date_part('epoch'::text, expires_at - statement_timestamp()) END AS remaining
   FROM {schema}.cache
   WHERE user_id = {user} AND key = k.key AND (expires_at IS NULL OR expires_at > statement_timestamp())
   LIMIT 1) c`

@@ -230,7 +230,7 @@ func (c *Cache) getOne(ctx context.Context, key string) (lookup, error) {
 const getAgedSQL = `
 SELECT value, value_bytes,
   CASE WHEN expires_at <= statement_timestamp() + $2::float8 * interval '1 microsecond'
-    THEN date_part('epoch'::text, expires_at) - date_part('epoch'::text, statement_timestamp()) END
+    THEN date_part('epoch'::text, expires_at - statement_timestamp()) END
 FROM {schema}.cache
 WHERE user_id = {user} AND key = $1 AND (expires_at IS NULL OR expires_at > statement_timestamp())
 LIMIT 1`
