@@ -37,7 +37,7 @@
 // # Local answers
 //
 // With [Config.MaxStaleness], Get, GetMany, Exists, TTL, GetOrSet and its kin answer
-// hits and misses from the process' own memory where they can, in 0.1 to 0.2 µs:
+// hits and misses from the process' own memory where they can, in some 0.1 µs:
 //
 // An answer given without a query, hit or miss, was true at some moment within the last
 // MaxStaleness. This Cache's own completed writes are visible to it at once; what it wrote

@@ -118,11 +118,11 @@ func roleOf(t *testing.T, dsn string) (role string) {
 func TestGetOrSetStoresThroughRenewals(t *testing.T) {
 	dsn, _ := setUp(t)
 	c := openCache(t, dsn, Config{})
-	c.loads.leaseFor = 30 * time.Millisecond
+	c.loads.leaseFor = 90 * time.Millisecond
 	const loads = 60
 	for i := range loads {
 		if err := c.GetOrSet(t.Context(), fmt.Sprint(i), nil, 0, func(context.Context) (any, error) {
-			time.Sleep(9*time.Millisecond + time.Duration(i)*50*time.Microsecond) // a renewal is under way
+			time.Sleep(27*time.Millisecond + time.Duration(i)*150*time.Microsecond) // a renewal is under way
 			return i, nil
 		}); err != nil {
 			t.Fatal(err)
