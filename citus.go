@@ -1,5 +1,18 @@
 package fastpgcache
 
+import "regexp"
+
+// citusText is what text becomes where Citus keeps the schema on one of its nodes. It plans
+// each run anew, so nothing is gained by hiding from the planner how long an array is.
+func citusText(text string) string {
+	if other, ok := citusSQL[text]; ok {
+		text = other
+	}
+	return arrayQuery.ReplaceAllString(text, "$1")
+}
+
+var arrayQuery = regexp.MustCompile(`\(SELECT (\$[0-9]+::[a-z]+\[\])\)`)
+
 // citusSQL is what other texts become where Citus keeps the schema on one of its nodes.
 // They take the same arguments and give the same columns. Citus sends each part of a WITH
 // that writes to the node by itself, one after the other, so that each sees what those
@@ -29,7 +42,7 @@ SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = exc
 	setManySQL: `
 INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
 SELECT {user}, e.key, e.value, e.value_bytes, statement_timestamp() + e.ttl::float8 * interval '1 microsecond'
-FROM unnest((SELECT $1::text[]), (SELECT $2::text[]), (SELECT $3::bytea[]), (SELECT $4::bigint[])) e(key, value, value_bytes, ttl)
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[]) e(key, value, value_bytes, ttl)
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`,
 
@@ -111,7 +124,7 @@ SELECT (SELECT count(*) FROM removed WHERE (expires_at <= statement_timestamp())
 	// before a clock was set back.
 	acquireSQL: `
 WITH free AS MATERIALIZED (
-  SELECT k.key FROM unnest((SELECT $1::text[])) k(key)
+  SELECT k.key FROM unnest($1::text[]) k(key)
   WHERE k.key NOT IN (SELECT key FROM {schema}.cache WHERE user_id = {user} AND key = ANY ($1::text[]) AND ` + absentSQL + `)),
 taken AS (
   INSERT INTO {schema}.cache_lease AS l (user_id, key, holder, expires_at, xid)
@@ -145,7 +158,7 @@ loaded AS MATERIALIZED (
     e.value_bytes,
     CASE WHEN e.ttl < 0 THEN '-infinity'::timestamptz
       ELSE statement_timestamp() + e.ttl::float8 * interval '1 microsecond' END AS expires_at
-  FROM unnest((SELECT $3::text[]), (SELECT $4::text[]), (SELECT $5::bytea[]), (SELECT $6::bigint[])) e(key, value, value_bytes, ttl)
+  FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bigint[]) e(key, value, value_bytes, ttl)
   WHERE (e.key IN (SELECT key FROM lease)) IS TRUE),
 stored AS (
   INSERT INTO {schema}.cache AS c (user_id, key, value, value_bytes, expires_at)
@@ -161,7 +174,7 @@ FROM lease LEFT JOIN stored ON stored.key = lease.key`,
 INSERT INTO {schema}.cache (user_id, key, value, value_bytes, expires_at)
 SELECT {user}, k.key, (date_part('epoch'::text, statement_timestamp()) + k.ttl::float8 / '1000000'::float8)::text, NULL::bytea,
   '-infinity'::timestamptz
-FROM unnest((SELECT $1::text[]), (SELECT $2::bigint[])) k(key, ttl)
+FROM unnest($1::text[], $2::bigint[]) k(key, ttl)
 ON CONFLICT (user_id, key) DO UPDATE
 SET value = excluded.value, value_bytes = excluded.value_bytes, expires_at = excluded.expires_at`,
 

@@ -44,8 +44,8 @@ var argument = regexp.MustCompile(`\$([0-9]+)`)
 func newStatements(cfg Config) *statements {
 	schema := pq.QuoteIdentifier(cfg.schema())
 	return &statements{replacer: func(text string) string {
-		if other, ok := citusSQL[text]; ok && cfg.Citus {
-			text = other
+		if cfg.Citus {
+			text = citusText(text)
 		}
 		user := "current_user"
 		if cfg.User != "" {
