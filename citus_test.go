@@ -169,7 +169,7 @@ func testMoves(l *lab, nodes []*pgtest.Server) {
 			SELECT citus_schema_move('%[1]s', '127.0.0.1', %[2]d, 'block_writes');
 			COMMIT`, schema, to))
 		l.want(l.admin, int64(to), where)
-		for rounds.Load() < before+20 && !l.Failed() {
+		for rounds.Load() < before+40 && !l.Failed() {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}

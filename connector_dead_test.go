@@ -125,6 +125,7 @@ func TestADeadConnectionDoesNotKeepItsPlaceInThePool(t *testing.T) {
 				t.Errorf("it does not recover: %v", err)
 			}
 		}
+		soon(t, "Get", mustGet) // which leaves a prepared statement to close
 		f.epoch.Add(1)
 		soon(t, "closing idle connections", func() { c.DB().SetMaxIdleConns(-1) })
 		c.DB().SetMaxIdleConns(2)
