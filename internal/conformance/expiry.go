@@ -148,27 +148,30 @@ func testSubSecond(s *suite, t *testing.T) {
 	}
 }
 
+// A TTL that a busy machine never sees alive is doubled: what matters are the
+// answers shortly before the end.
 func testTTLNotZero(s *suite, t *testing.T) {
 	c := s.cache(t)
-	seen := 0
-	for range 10 {
-		mustSet(t, c, "k", "v", 3*time.Millisecond)
+	ttl := 3 * time.Millisecond
+	for seen := 0; seen < 10; {
+		mustSet(t, c, "k", "v", ttl)
+		alive := 0
 		for {
-			ttl, found, err := c.TTL(bounded(t), "k")
+			left, found, err := c.TTL(bounded(t), "k")
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !found {
 				break
 			}
-			seen++
-			if ttl <= 0 {
-				t.Errorf("got %v for an entry that is there", ttl)
+			alive++
+			if left <= 0 {
+				t.Errorf("got %v for an entry that is there", left)
 			}
 		}
-	}
-	if s.callers == 0 && seen == 0 {
-		t.Error("never saw the entry alive: this test sees nothing")
+		if seen += alive; alive == 0 {
+			ttl *= 2
+		}
 	}
 }
 
