@@ -82,13 +82,17 @@ func TestABulkLoadLosesAShare(t *testing.T) {
 	}
 }
 
-// over writes twice as much as there may be, and fails unless a cleanup removes the rest.
+// over writes twice as much as there may be, and fails unless a cleanup removes the rest. One that
+// only ends what a dead process began may leave a fifth more: then the next removes it.
 func (l *lab) over(db *sql.DB, name string) {
 	l.Helper()
 	l.exec(db, `DELETE FROM cache`)
 	l.write(db, 0, 4000)
 	l.exec(db, `UPDATE cache_epoch SET sized_at = sized_at - interval '2 s' WHERE sized_at < now()`)
 	l.want(l.admin, int64(0), `SELECT cache_cleanup()`)
+	if l.text(db, `SELECT count(*) BETWEEN 2001 AND 2400 FROM cache`) == "true" {
+		l.want(l.admin, int64(0), `SELECT cache_cleanup()`)
+	}
 	if left := l.text(db, `SELECT count(*) BETWEEN 1700 AND 2000 FROM cache`); left != "true" {
 		l.Errorf("%s: %s are left", name, l.text(db, `SELECT count(*) FROM cache`))
 	}
@@ -117,7 +121,7 @@ func TestNothingOfAWalkIsStuck(t *testing.T) {
 		`sizing = 'what', sized_at = now() - interval '5 s'`,
 		`sizing = 'b9999999999', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = array_fill(0::real, ARRAY[128]), counted = 1`,
 		`sizing = 'k999999999999999:', sized_at = now() - interval '5 s', bites = 999999999, since = 10, sums = array_fill('1e15'::real, ARRAY[128]), counted = 1000000000000000`,
-		`sizing = 'k0:', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = '[0:127]={}', counted = 1`,
+		`sizing = 'k0:', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = array_fill(0::real, ARRAY[128], ARRAY[0]), counted = 1`,
 		`sizing = 'k0:', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = array_fill('NaN'::real, ARRAY[128]), counted = 1`,
 		`sizing = 'k0:', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = array_fill(0::real, ARRAY[128]), counted = 1, cut = '{NaN,NaN,NaN,NaN,NaN,NaN,NaN}'`,
 		`sizing = 'k0:', sized_at = now() - interval '5 s', bites = 5, since = 10, sums = array_fill(0::real, ARRAY[128]), counted = 1, cut = '{1e300,-1e300,Infinity,1,1,1,1}'`,
