@@ -73,7 +73,7 @@ func TestEveryToolSetsUp(t *testing.T) {
 				t.Parallel()
 				admin := pgtest.Database(t)
 				login, stranger := pgtest.Role(t, admin), pgtest.Role(t, admin)
-				text, schema := string(file), "public"
+				text, schema, err := string(file), "public", error(nil)
 				if what != "the file" {
 					schema = "cache $1"
 					if text, err = fastpgcache.MigrationSQL(fastpgcache.SetupConfig{Schema: schema, Grantee: login}); err != nil {
