@@ -9,9 +9,12 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,9 +27,10 @@ import (
 )
 
 var (
-	perCase   = flag.Duration("duration", time.Second, "how long each case runs in each round")
-	rounds    = flag.Int("rounds", 3, "how often")
-	staleness = flag.Duration("staleness", 0, "MaxStaleness of the writer")
+	perCase      = flag.Duration("duration", time.Second, "how long each case runs in each round")
+	rounds       = flag.Int("rounds", 3, "how often")
+	instructions = flag.Bool("instructions", false, "count the server's instructions, in thousands, which no other load changes, and not its time; needs valgrind")
+	staleness    = flag.Duration("staleness", 0, "MaxStaleness of the writer")
 )
 
 func main() {
@@ -42,7 +46,14 @@ func main() {
 }
 
 func measure(ctx context.Context) (err error) {
-	server, err := pgtest.Start(ctx, pgtest.Config{Settings: map[string]string{"shared_buffers": "512MB", "autovacuum": "off"}})
+	cfg := pgtest.Config{Settings: map[string]string{"shared_buffers": "512MB", "autovacuum": "off"}}
+	if *instructions {
+		if cfg.BinDir, err = counted(); err != nil {
+			return err
+		}
+		defer os.RemoveAll(cfg.BinDir)
+	}
+	server, err := pgtest.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -58,59 +69,134 @@ func measure(ctx context.Context) (err error) {
 	if _, err := admin.Exec(`CREATE ROLE app LOGIN`); err != nil {
 		return err
 	}
-	c, err := fastpgcache.Open(strings.Replace(server.DSN("postgres"), "user=postgres", "user=app", 1), fastpgcache.Config{DisableCoalescing: true, MaxStaleness: *staleness})
-	if err != nil {
+	w := &writer{dsn: strings.Replace(server.DSN("postgres"), "user=postgres", "user=app", 1)}
+	if err := w.open(); err != nil {
 		return err
 	}
-	defer c.Close()
-	c.DB().SetMaxOpenConns(1)
-	const existing = 50_000
-	value := strings.Repeat("v", 100)
+	defer func() { w.Close() }()
 	items := make(map[string]any, existing)
 	for i := range existing {
 		items["k"+strconv.Itoa(i)] = value
 	}
-	if err := c.SetMany(ctx, items, time.Hour); err != nil {
+	if err := w.SetMany(ctx, items, time.Hour); err != nil {
 		return err
 	}
-	var pid int
-	if err := c.DB().QueryRow(`SELECT pg_backend_pid()`).Scan(&pid); err != nil {
-		return err
-	}
-	next := 0
 	for range *rounds {
 		for _, n := range []int{1, 20, 128} {
 			for _, kind := range []string{"existing", "new"} {
 				if _, err := admin.Exec(`VACUUM cache`); err != nil {
 					return err
 				}
-				before, keys := cpu(pid), 0
-				for begin := time.Now(); time.Since(begin) < *perCase; keys += n {
-					items := make(map[string]any, n)
-					for range n {
-						key := "k" + strconv.Itoa(next*7919%existing)
-						if kind == "new" {
-							key = "n" + strconv.Itoa(next)
-						}
-						next++
-						items[key] = value
-						if n == 1 {
-							if err := c.Set(ctx, key, value, time.Hour); err != nil {
-								return err
-							}
-						}
-					}
-					if n > 1 {
-						if err := c.SetMany(ctx, items, time.Hour); err != nil {
-							return err
-						}
-					}
+				cost := w.time
+				if *instructions {
+					cost = w.count
 				}
-				fmt.Printf("%s %d\t%.3f\n", kind, n, float64(cpu(pid)-before)/1e3/float64(keys))
+				each, err := cost(ctx, cfg.BinDir, kind, n)
+				if err != nil {
+					return err
+				}
+				fmt.Printf("%s %d\t%.3f\n", kind, n, each)
 			}
 		}
 	}
 	return nil
+}
+
+const existing = 50_000
+
+var value = strings.Repeat("v", 100)
+
+// writer has one connection.
+type writer struct {
+	dsn string
+	*fastpgcache.Cache
+	pid  int
+	next int
+}
+
+func (w *writer) open() (err error) {
+	w.Cache, err = fastpgcache.Open(w.dsn, fastpgcache.Config{DisableCoalescing: true, MaxStaleness: *staleness})
+	if err != nil {
+		return err
+	}
+	w.DB().SetMaxOpenConns(1)
+	return w.DB().QueryRow(`SELECT pg_backend_pid()`).Scan(&w.pid)
+}
+
+// write stores n keys, which are there or are not.
+func (w *writer) write(ctx context.Context, kind string, n int) error {
+	items := make(map[string]any, n)
+	for range n {
+		key := "k" + strconv.Itoa(w.next*7919%existing)
+		if kind == "new" {
+			key = "n" + strconv.Itoa(w.next)
+		}
+		w.next++
+		items[key] = value
+		if n == 1 {
+			return w.Set(ctx, key, value, time.Hour)
+		}
+	}
+	return w.SetMany(ctx, items, time.Hour)
+}
+
+// time returns the µs of the server's CPU that a key takes.
+func (w *writer) time(ctx context.Context, _, kind string, n int) (float64, error) {
+	before, keys := cpu(w.pid), 0
+	for begin := time.Now(); time.Since(begin) < *perCase; keys += n {
+		if err := w.write(ctx, kind, n); err != nil {
+			return 0, err
+		}
+	}
+	return float64(cpu(w.pid)-before) / 1e3 / float64(keys), nil
+}
+
+// count returns how many thousands of its own instructions the server spends on a key: what a
+// session that stores thrice as many takes more than another, both too short to trim the feed,
+// which goes by the clock, and that goes fast beside a server that is counted.
+func (w *writer) count(ctx context.Context, dir, kind string, n int) (float64, error) {
+	const plans = 6 // are made anew, then PostgreSQL keeps one
+	statements := 100/n + 2
+	var totals [2]float64
+	for i, times := range []int{1, 3} {
+		w.Close()
+		if err := w.open(); err != nil {
+			return 0, err
+		}
+		for range plans + times*statements {
+			if err := w.write(ctx, kind, n); err != nil {
+				return 0, err
+			}
+		}
+		w.Close() // the session writes its count as it ends
+		for begin := time.Now(); totals[i] == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Since(begin) > time.Minute {
+				return 0, errors.New("the session left no count of its instructions")
+			}
+			counts, _ := os.ReadFile(filepath.Join(dir, strconv.Itoa(w.pid)))
+			_, total, _ := strings.Cut(string(counts), "\ntotals: ")
+			totals[i], _ = strconv.ParseFloat(strings.TrimSpace(total), 64)
+		}
+	}
+	return (totals[1] - totals[0]) / 1e3 / float64(2*statements*n), nil
+}
+
+// counted returns a directory of PostgreSQL's binaries whose server runs under callgrind, and
+// leaves there what that counted of each session.
+func counted() (dir string, err error) {
+	found, err := exec.Command("sh", "-c", `ls -d "${FASTPGCACHE_TEST_BINDIR:-/none}" /usr/lib/postgresql/*/bin 2>/dev/null | head -n 1`).Output()
+	if err != nil {
+		return "", err
+	}
+	bin := strings.TrimSpace(string(found))
+	if dir, err = os.MkdirTemp("", "counted"); err != nil {
+		return "", err
+	}
+	if err := errors.Join(os.Chmod(dir, 0o777), os.Symlink(filepath.Join(bin, "initdb"), filepath.Join(dir, "initdb"))); err != nil {
+		return "", err
+	}
+	script := fmt.Sprintf("#!/bin/sh\nexec valgrind -q --tool=callgrind --callgrind-out-file=%s/%%p %s/postgres \"$@\"\n", dir, bin)
+	return dir, os.WriteFile(filepath.Join(dir, "postgres"), []byte(script), 0o755)
 }
 
 // cpu is what Linux's scheduler says a process has run, in nanoseconds.
