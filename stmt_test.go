@@ -153,6 +153,14 @@ func TestAPanicOfTheDriverIsAnErrorWithAHint(t *testing.T) {
 	}
 }
 
+func TestCitusIsNotKeptFromKnowingAnArray(t *testing.T) {
+	for _, text := range []string{getManySQL, getManyAgedSQL, getManyStampedSQL, existsManySQL} {
+		if got := newStatements(Config{Citus: true}).new(text).text; strings.Contains(got, "(SELECT $1::text[])") || !strings.Contains(got, "$1::text[]") {
+			t.Errorf("the array is hidden:\n%s", got)
+		}
+	}
+}
+
 // Where Citus keeps the schema, other texts stand for some. They are right on any server, and
 // take what those take that they stand for.
 func TestTheTextsForCitusTakeTheSameArguments(t *testing.T) {

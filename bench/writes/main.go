@@ -182,7 +182,8 @@ func (w *writer) count(ctx context.Context, dir, kind string, n int) (float64, e
 }
 
 // counted returns a directory of PostgreSQL's binaries whose server runs under callgrind, and
-// leaves there what that counted of each session.
+// leaves there what that counted of each session. It looks for them by itself, since the
+// version that is compared with cannot be asked for them.
 func counted() (dir string, err error) {
 	found, err := exec.Command("sh", "-c", `ls -d "${FASTPGCACHE_TEST_BINDIR:-/none}" /usr/lib/postgresql/*/bin 2>/dev/null | head -n 1`).Output()
 	if err != nil {
@@ -230,7 +231,7 @@ func compare(context.Context) error {
 			all[i][name] = append(all[i][name], µs)
 		}
 	}
-	fmt.Println("| keys | before, µs a key | now | ratio |\n|--|--:|--:|--:|")
+	fmt.Println("| keys | before, a key | now | ratio |\n|--|--:|--:|--:|")
 	for _, name := range cases {
 		a, b := quartile(all[0][name]), quartile(all[1][name])
 		fmt.Printf("| %s | %.2f | %.2f | %.3f |\n", name, a, b, b/a)

@@ -272,8 +272,8 @@ func bounded(t *testing.T) context.Context {
 	return ctx
 }
 
-// patience is how long anything may take at all, on a machine that others use, too.
-const patience = time.Minute
+// patience is how long anything may take at all.
+const patience = 30 * time.Second
 
 // await polls until cond holds.
 func await(t *testing.T, what string, cond func() bool) {
