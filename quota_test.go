@@ -276,3 +276,21 @@ func TestATouchLeavesAloneWhatIsBeingLoaded(t *testing.T) {
 		t.Errorf("touched %q", touched)
 	}
 }
+
+// A key whose hash is another's would never be touched while the process lives.
+func TestNearlyEveryReadIsNoted(t *testing.T) {
+	const keys, batch = 10_000, 500
+	var r reads
+	noted := 0
+	for i := range keys {
+		r.note(fmt.Sprint("key:", i))
+		r.note(fmt.Sprint("key:", i))
+		if i%batch == batch-1 {
+			noted += len(r.take())
+		}
+	}
+	if noted > keys || noted < keys*997/1000 {
+		t.Errorf("%d of %d keys were noted", noted, keys)
+	}
+	t.Log(noted)
+}
