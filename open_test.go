@@ -13,10 +13,14 @@ import (
 // of the test's own, and that of the superuser.
 func setUp(t testing.TB) (dsn, admin string) {
 	t.Helper()
-	admin = pgtest.Database(t)
-	if err := Setup(context.Background(), openDB(t, admin), SetupConfig{}); err != nil {
-		t.Fatal(err)
-	}
+	admin = pgtest.Prepared(t, func(dsn string) error {
+		db, err := sql.Open("postgres", dsn)
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		return Setup(context.Background(), db, SetupConfig{})
+	})
 	return pgtest.WithUser(admin, pgtest.Role(t, admin)), admin
 }
 

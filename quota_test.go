@@ -139,7 +139,7 @@ func TestWhatIsReadFromMemoryStays(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(5 * time.Millisecond)
 		}
 	})
 	cold := func(i int) {
@@ -233,12 +233,17 @@ func otherRole(t testing.TB, admin string) (dsn string) {
 }
 
 func incompressible(n int) string {
-	b := make([]byte, n)
+	from := rand.IntN(len(noise()) - n)
+	return noise()[from : from+n]
+}
+
+var noise = sync.OnceValue(func() string {
+	b := make([]byte, 1<<20)
 	for i := range b {
 		b[i] = byte(' ' + rand.IntN(94))
 	}
 	return string(b)
-}
+})
 
 // fit brings the entries of user within their limit, by as many bites as it takes.
 func fit(t testing.TB, db *sql.DB, user string) (removed, evicted, bites int) {

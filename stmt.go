@@ -57,7 +57,7 @@ func newStatements(cfg Config) *statements {
 			}
 			user = "$" + strconv.Itoa(last+1)
 		}
-		return strings.NewReplacer("{schema}", schema, "{user}", user).Replace(text)
+		return strings.ReplaceAll(strings.ReplaceAll(text, "{user}", user), "{schema}", schema)
 	}}
 }
 

@@ -21,9 +21,11 @@ const cleanupTimeout = 30 * time.Second
 
 // shared is the server of this test process.
 var shared struct {
-	mu     sync.Mutex // guards all below
-	server *Server
-	err    error
+	mu       sync.Mutex // guards all below
+	server   *Server
+	err      error
+	admin    *sql.DB // the superuser's connections to it
+	template string  // the database that Prepared copies
 }
 
 // Main runs the tests, then stops the shared server. It returns the exit code:
@@ -33,7 +35,19 @@ func Main(m *testing.M) int {
 	code := m.Run()
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
-	if shared.server == nil || !shared.server.Owned() {
+	if shared.server == nil {
+		return code
+	}
+	if shared.template != "" && !shared.server.Owned() {
+		if err := drop(shared.admin, shared.template); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+	}
+	if shared.admin != nil {
+		shared.admin.Close()
+	}
+	if !shared.server.Owned() {
 		return code
 	}
 	if err := shared.server.Stop(); err != nil {
@@ -59,6 +73,9 @@ func Shared(tb testing.TB) *Server {
 		} else {
 			shared.server, shared.err = Start(ctx, Config{})
 		}
+	}
+	if shared.err == nil && shared.admin == nil {
+		shared.admin, shared.err = sql.Open("postgres", shared.server.DSN("postgres"))
 	}
 	if shared.err != nil {
 		tb.Fatal(shared.err)
@@ -94,43 +111,118 @@ func Own(tb testing.TB, cfg Config) *Server {
 // superuser's DSN for it. It is dropped when the test ends, sessions or no.
 func Database(tb testing.TB) string {
 	tb.Helper()
-	return Shared(tb).Database(tb)
+	s := Shared(tb)
+	return s.database(tb, shared.admin, "template0")
 }
 
 // Database is the function of that name, for this server.
 func (s *Server) Database(tb testing.TB) string {
 	tb.Helper()
-	name := uniqueName()
-	admin := s.DSN("postgres")
-	if err := execute(admin, `CREATE DATABASE `+pq.QuoteIdentifier(name)+` TEMPLATE template0`); err != nil {
+	admin, err := sql.Open("postgres", s.DSN("postgres"))
+	if err != nil {
 		tb.Fatal(err)
 	}
+	tb.Cleanup(func() { admin.Close() })
+	return s.database(tb, admin, "template0")
+}
+
+// Prepared is Database, but not empty: it is a copy of one that prepare was called
+// with, once in this process, whichever test comes first.
+func Prepared(tb testing.TB, prepare func(dsn string) error) string {
+	tb.Helper()
+	s := Shared(tb)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.template == "" {
+		name := uniqueName()
+		create(tb, shared.admin, name, "template0")
+		err := prepare(s.DSN(name))
+		if err == nil {
+			_, err = shared.admin.Exec(`ALTER DATABASE ` + pq.QuoteIdentifier(name) + ` ALLOW_CONNECTIONS false`)
+		}
+		if err != nil {
+			tb.Fatal(errors.Join(err, drop(shared.admin, name)))
+		}
+		shared.template = name
+	}
+	return s.database(tb, shared.admin, shared.template)
+}
+
+// database is one that was made here, with the roles that go once it is gone.
+type database struct {
+	admin *sql.DB
+	mu    sync.Mutex
+	roles []string // quoted; guarded by mu
+}
+
+var databases sync.Map // by DSN: *database
+
+func (s *Server) database(tb testing.TB, admin *sql.DB, template string) string {
+	tb.Helper()
+	name := uniqueName()
+	dsn := s.DSN(name)
+	create(tb, admin, name, template)
+	d := &database{admin: admin}
+	databases.Store(dsn, d)
 	tb.Cleanup(func() {
-		if err := execute(admin, `DROP DATABASE IF EXISTS `+pq.QuoteIdentifier(name)+` WITH (FORCE)`); err != nil {
-			tb.Error(err)
+		databases.Delete(dsn)
+		err := drop(admin, name)
+		if err == nil && len(d.roles) > 0 {
+			_, err = admin.Exec(`DROP ROLE ` + strings.Join(d.roles, ", "))
+		}
+		if err != nil {
+			tb.Errorf("pgtest: %v", err)
 		}
 	})
-	return s.DSN(name)
+	return dsn
+}
+
+func create(tb testing.TB, admin *sql.DB, name, template string) {
+	tb.Helper()
+	if _, err := admin.Exec(`CREATE DATABASE ` + pq.QuoteIdentifier(name) + ` TEMPLATE ` + pq.QuoteIdentifier(template)); err != nil {
+		tb.Fatalf("pgtest: %v", err)
+	}
+}
+
+func drop(admin *sql.DB, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	if _, err := admin.ExecContext(ctx, `DROP DATABASE IF EXISTS `+pq.QuoteIdentifier(name)+` WITH (FORCE)`); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	return nil
 }
 
 // Role creates a login role on the server of dsn, a superuser's, and returns its
 // name, see [WithUser]. Options are those of CREATE ROLE, in SQL: "IN ROLE a".
-// When the test ends, the role is dropped, and before that its sessions and what
-// it owns in the database of dsn.
+// When the test ends, its sessions are ended. The role is dropped then, with what it
+// owns in the database of dsn; where that is of [Database] or [Prepared], with that.
 func Role(tb testing.TB, dsn string, options ...string) (name string) {
 	tb.Helper()
 	name = uniqueName()
 	role := pq.QuoteIdentifier(name)
 	create := `CREATE ROLE ` + role + ` LOGIN PASSWORD ` + pq.QuoteLiteral(name) + ` ` + strings.Join(options, " ")
+	terminate := `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ` + pq.QuoteLiteral(name)
+	if made, ok := databases.Load(dsn); ok {
+		d := made.(*database)
+		if _, err := d.admin.Exec(create); err != nil {
+			tb.Fatalf("pgtest: %v", err)
+		}
+		d.mu.Lock()
+		d.roles = append(d.roles, role)
+		d.mu.Unlock()
+		tb.Cleanup(func() {
+			if _, err := d.admin.Exec(terminate); err != nil {
+				tb.Errorf("pgtest: %v", err)
+			}
+		})
+		return name
+	}
 	if err := execute(dsn, create); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		err := execute(dsn,
-			`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = `+pq.QuoteLiteral(name),
-			`DROP OWNED BY `+role+` CASCADE`,
-			`DROP ROLE `+role)
-		if err != nil {
+		if err := execute(dsn, terminate, `DROP OWNED BY `+role+` CASCADE`, `DROP ROLE `+role); err != nil {
 			tb.Error(err)
 		}
 	})
