@@ -263,7 +263,7 @@ func eventuallyBlocked(t *testing.T, db *sql.DB) {
 	t.Helper()
 	eventually(t, "a statement waits for a lock", func() bool {
 		var n int
-		if err := db.QueryRow(`SELECT count(*) FROM pg_locks WHERE NOT granted`).Scan(&n); err != nil {
+		if err := db.QueryRow(`SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n > 0
