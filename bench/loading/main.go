@@ -67,7 +67,8 @@ func median[T int | float64 | time.Duration](all []T) T {
 }
 
 // refresh compares Get with GetOrRefresh of entries that are fresh, and of entries that
-// are always stale, so that loads of 200 ms go on all the time.
+// are always stale, so that loads of 200 ms go on all the time; the latter also with Get
+// while others' calls have the same loads go on.
 func refresh(ctx context.Context, out *tabwriter.Writer, c *fastpgcache.Cache) error {
 	items := map[string]any{}
 	for i := range *keys {
@@ -81,35 +82,48 @@ func refresh(ctx context.Context, out *tabwriter.Writer, c *fastpgcache.Cache) e
 		return items["key:0"], nil
 	}
 	const hot = 8 // keys that are stale
+	get := func(i, of int) error {
+		var v string
+		_, err := c.Get(ctx, fmt.Sprint("key:", i%of), &v)
+		return err
+	}
+	stale := func(i int) error {
+		var v string
+		return c.GetOrRefresh(ctx, fmt.Sprint("key:", i%hot), &v, time.Microsecond, time.Hour, load)
+	}
 	forms := []struct {
-		name string
-		get  func(i int) error
+		name   string
+		base   int // the form that it is compared with
+		beside bool
+		get    func(i int) error
 	}{
-		{"Get", func(i int) error {
-			var v string
-			_, err := c.Get(ctx, fmt.Sprint("key:", i%*keys), &v)
-			return err
-		}},
-		{"GetOrRefresh, fresh", func(i int) error {
+		{"Get", 0, false, func(i int) error { return get(i, *keys) }},
+		{"GetOrRefresh, fresh", 0, false, func(i int) error {
 			var v string
 			return c.GetOrRefresh(ctx, fmt.Sprint("key:", i%*keys), &v, 30*time.Minute, time.Hour, load)
 		}},
-		{"Get, of the hot ones", func(i int) error {
-			var v string
-			_, err := c.Get(ctx, fmt.Sprint("key:", i%hot), &v)
-			return err
-		}},
-		{"GetOrRefresh, stale", func(i int) error {
-			var v string
-			return c.GetOrRefresh(ctx, fmt.Sprint("key:", i%hot), &v, time.Microsecond, time.Hour, load)
-		}},
+		{"Get, of the hot ones", 2, false, func(i int) error { return get(i, hot) }},
+		{"the same beside loads", 2, true, func(i int) error { return get(i, hot) }},
+		{"GetOrRefresh, stale", 3, false, stale},
 	}
 	rates, p50, p99 := make([][]float64, len(forms)), make([][]time.Duration, len(forms)), make([][]time.Duration, len(forms))
 	loads := make([]int64, len(forms))
 	for range *blocks {
 		for f, form := range forms {
 			before := c.Stats().Loads
+			others, cancel := context.WithCancel(ctx)
+			var loading sync.WaitGroup
+			for i := range hot {
+				loading.Go(func() {
+					for form.beside && others.Err() == nil {
+						stale(i) // and again when that load has ended
+						time.Sleep(201 * time.Millisecond)
+					}
+				})
+			}
 			took, err := crowd(form.get)
+			cancel()
+			loading.Wait()
 			if err != nil {
 				return err
 			}
@@ -123,7 +137,7 @@ func refresh(ctx context.Context, out *tabwriter.Writer, c *fastpgcache.Cache) e
 	}
 	fmt.Fprintf(out, "%d callers\tops/s\tcost\tp50\tp99\tp99 ratio\tloads\t\n", *callers)
 	for f, form := range forms {
-		base := f / 2 * 2
+		base := form.base
 		fmt.Fprintf(out, "%s\t%.0f\t%.3f\t%v\t%v\t%.2f\t%d\t\n", form.name, median(rates[f]), median(rates[base])/median(rates[f]),
 			median(p50[f]).Round(time.Microsecond), median(p99[f]).Round(time.Microsecond),
 			float64(median(p99[f]))/float64(median(p99[base])), loads[f])
