@@ -282,6 +282,9 @@ func settings(cfg Config) string {
 		"lc_messages":               "C",
 		"log_line_prefix":           "%m [%p] %q%u@%d ",
 	}
+	if cfg.HBA == "" {
+		all["password_encryption"] = "md5" // nobody is asked for one, and the better one takes 5 ms to store
+	}
 	if !cfg.Durable {
 		all["fsync"] = "off"
 		all["synchronous_commit"] = "off"
