@@ -139,7 +139,7 @@ func TestWhatIsReadFromMemoryStays(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(time.Millisecond)
 		}
 	})
 	cold := func(i int) {

@@ -57,6 +57,7 @@ func newStatements(cfg Config) *statements {
 			}
 			user = "$" + strconv.Itoa(last+1)
 		}
+		// The schema last: its name may be {user}.
 		return strings.ReplaceAll(strings.ReplaceAll(text, "{user}", user), "{schema}", schema)
 	}}
 }

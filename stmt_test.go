@@ -127,6 +127,9 @@ func TestArgumentsAreCountedFromTheText(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", text, got, want)
 		}
 	}
+	if got, want := newStatements(Config{Schema: "{user}"}).new("SELECT {user} FROM {schema}.").text, `SELECT current_user FROM "{user}".`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 	if got, want := newStatements(Config{Schema: "s"}).new("SELECT {user}, $1").text, "SELECT current_user, $1"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

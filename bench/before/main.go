@@ -1,5 +1,6 @@
 // Command before measures what operations cost, so that two versions of this module can
-// be compared: see scripts/compare.
+// be compared: see scripts/compare. It is one file and finds what it needs by itself, for it
+// is copied into the other version, which may lack whatever it would share here.
 //
 //	cd bench && go run ./before              # a line for each case, in µs
 //	cd bench && go run ./before -base OTHER  # beside this program, built of another version, slice by slice in turn
@@ -328,8 +329,7 @@ func (w *writer) count(ctx context.Context, kind string, n int) (float64, error)
 }
 
 // counted returns a directory of PostgreSQL's binaries whose server runs under callgrind, and
-// leaves there what that counted of each session. It looks for them by itself, since the
-// version that is compared with cannot be asked for them.
+// leaves there what that counted of each session.
 func counted() (dir string, err error) {
 	found, err := exec.Command("sh", "-c", `ls -d "${FASTPGCACHE_TEST_BINDIR:-/none}" /usr/lib/postgresql/*/bin 2>/dev/null | head -n 1`).Output()
 	if err != nil {

@@ -131,6 +131,12 @@ func (s *Server) Database(tb testing.TB) string {
 func Prepared(tb testing.TB, prepare func(dsn string) error) string {
 	tb.Helper()
 	s := Shared(tb)
+	return s.database(tb, shared.admin, s.prepared(tb, prepare))
+}
+
+// prepared returns the name of the database that Prepared copies.
+func (s *Server) prepared(tb testing.TB, prepare func(dsn string) error) string {
+	tb.Helper()
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.template == "" {
@@ -145,7 +151,7 @@ func Prepared(tb testing.TB, prepare func(dsn string) error) string {
 		}
 		shared.template = name
 	}
-	return s.database(tb, shared.admin, shared.template)
+	return shared.template
 }
 
 // database is one that was made here, with the roles that go once it is gone.

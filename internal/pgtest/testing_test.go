@@ -81,6 +81,21 @@ func TestDatabaseAndRoleAreDropped(t *testing.T) {
 	}
 }
 
+func TestPreparedIsACopyOfItsOwn(t *testing.T) {
+	prepared := 0
+	dsn := func() string {
+		return Prepared(t, func(dsn string) error {
+			prepared++
+			return execute(dsn, `CREATE TABLE t (x int)`, `INSERT INTO t VALUES (1)`)
+		})
+	}
+	first, second := dsn(), dsn()
+	run(t, open(t, first), `DELETE FROM t`)
+	if n := query[int](t, open(t, second), `SELECT x FROM t`); n != 1 || prepared != 1 {
+		t.Errorf("got %d, prepared %d times", n, prepared)
+	}
+}
+
 func TestExternalServerIsUsedButNotOwned(t *testing.T) {
 	own := Shared(t)
 	host, port := own.Addr()
