@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -132,6 +133,43 @@ func TestADeadConnectionDoesNotKeepItsPlaceInThePool(t *testing.T) {
 		soon(t, "Get", mustGet)
 		f.epoch.Add(1)
 		soon(t, "Close", func() { c.Close() })
+	}
+}
+
+// After a restart of the server a service that ends need not report its idle connections.
+func TestCloseOfAPoolWhoseSessionsAreGoneIsNoError(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.setup(l.admin, fastpgcache.SetupConfig{})
+	role := pgtest.Role(t, l.dsn)
+	for range 2 {
+		c, err := fastpgcache.Open(pgtest.WithUser(l.dsn, role), fastpgcache.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, err := c.Get(t.Context(), "k", nil); err != nil {
+					t.Error(err)
+				}
+				if err := c.Ping(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		l.exec(l.admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '`+role+`'`)
+		l.exec(l.admin, `DO $$ BEGIN
+			WHILE EXISTS (SELECT FROM pg_stat_activity WHERE usename = '`+role+`') LOOP
+				PERFORM pg_stat_clear_snapshot(), pg_sleep(0.001);
+			END LOOP; END $$`)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := c.DB().Ping(); err == nil {
+			t.Error("the pool is open")
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -241,10 +242,11 @@ func (c *Cache) ping(ctx context.Context) error {
 }
 
 // Close stops background work and waits for it, for at most 5 seconds. Loaders of
-// GetOrSet are such work: their ctx ends. If something goes on for longer, Close returns
-// an error. It releases the prepared statements, and closes the pool if the cache owns
-// it. Operations after it fail with ErrClosed. Further calls do nothing, and so does
-// Close on a cache that WithTx returned. Neither a loader nor Config.OnError may call it.
+// GetOrSet are such work: their ctx ends. It releases the prepared statements, and closes
+// the pool if the cache owns it, and waits for at most 5 seconds for each of these. If
+// something goes on for longer, Close returns an error. Operations after it fail with
+// ErrClosed. Further calls do nothing, and so does Close on a cache that WithTx returned.
+// Neither a loader nor Config.OnError may call it.
 func (c *Cache) Close() error {
 	if c.tx != nil || !c.close() {
 		return nil
@@ -254,18 +256,24 @@ func (c *Cache) Close() error {
 		_, failed := everywhere(context.Background(), c, func(c *Cache) (struct{}, error) { return struct{}{}, c.Close() })
 		err = errors.Join(err, failed)
 	}
+	steps := c.statements.closers()
+	if c.owned {
+		steps = append(steps, c.closePool)
+	}
 	// A driver may wait for the answer of a connection that is dead.
-	err = errors.Join(err, inTime("a connection does not answer: it was not closed", func() error {
-		c.statements.close()
-		if c.owned {
-			return c.db.Close()
-		}
-		return nil
-	}))
+	err = errors.Join(err, inTime("a connection does not answer: it was not closed", steps...))
 	if err != nil {
 		return prefixed("close", err)
 	}
 	return nil
+}
+
+func (c *Cache) closePool() error {
+	err := c.db.Close()
+	if gone := new(net.OpError); errors.As(err, &gone) {
+		return nil // nobody is there to say goodbye to
+	}
+	return err
 }
 
 // WithTx returns a cache whose operations run inside tx. Others see what they did when

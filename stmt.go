@@ -76,10 +76,12 @@ func (ss *statements) one(text string) *statement {
 	return s
 }
 
-func (ss *statements) close() {
+// closers are what releases the statements, each on all connections: a round trip for each.
+func (ss *statements) closers() (steps []func() error) {
 	for _, s := range ss.all {
-		s.close()
+		steps = append(steps, s.close)
 	}
+	return steps
 }
 
 // prepare returns the prepared statement, or nil while another caller prepares
@@ -106,11 +108,12 @@ func (s *statement) prepare(ctx context.Context, db *sql.DB) (*sql.Stmt, error) 
 }
 
 // close releases the prepared form, also one that is still on its way.
-func (s *statement) close() {
+func (s *statement) close() error {
 	s.closed.Store(true)
 	if p := s.prepared.Swap(nil); p != nil {
-		p.Close()
+		p.Close() // a connection that is gone has none
 	}
+	return nil
 }
 
 // args completes a statement's arguments by the user label, if there is one, and

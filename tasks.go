@@ -64,17 +64,25 @@ func (t *tasks) wait() error {
 	})
 }
 
-// inTime calls f and waits for it, for closeTimeout at most; then f goes on alone, and
-// the error says what is the matter.
-func inTime(what string, f func() error) error {
-	ended := make(chan error, 1)
-	go func() { ended <- f() }()
+// inTime takes steps, one after the other, and waits for each, for closeTimeout at most;
+// then it goes on alone, and the error says what is the matter.
+func inTime(what string, steps ...func() error) (err error) {
+	ended := make(chan error, len(steps))
+	go func() {
+		for _, step := range steps {
+			ended <- step()
+		}
+	}()
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
-	select {
-	case err := <-ended:
-		return err
-	case <-timer.C:
-		return errors.New(what + " within " + closeTimeout.String())
+	for range steps {
+		timer.Reset(closeTimeout)
+		select {
+		case failed := <-ended:
+			err = errors.Join(err, failed)
+		case <-timer.C:
+			return errors.Join(err, errors.New(what+" within "+closeTimeout.String()))
+		}
 	}
+	return err
 }

@@ -1,6 +1,7 @@
 package fastpgcache
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -32,5 +33,27 @@ func TestCloseWaitsForBackgroundWorkButNotForEver(t *testing.T) {
 			t.Error("after close, f did not run at once with its ctx ended")
 		}
 		close(end)
+	})
+}
+
+func TestStepsThatGoOnHaveTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		slow := func() error { time.Sleep(closeTimeout - time.Second); return nil }
+		if err := inTime("slow", slow, slow, slow); err != nil || time.Since(began) != 3*(closeTimeout-time.Second) {
+			t.Errorf("got %v after %v, want no error of steps that each end in time", err, time.Since(began))
+		}
+
+		began = time.Now()
+		last := make(chan time.Duration, 1)
+		failed := errors.New("failed")
+		err := inTime("too slow", func() error { return failed }, slow, func() error { time.Sleep(time.Minute); return nil },
+			func() error { last <- time.Since(began); return nil })
+		if !errors.Is(err, failed) || !strings.Contains(err.Error(), "too slow within 5s") || time.Since(began) != 2*closeTimeout-time.Second {
+			t.Errorf("got %v after %v, want both errors as soon as the third step has taken %v", err, time.Since(began), closeTimeout)
+		}
+		if got, want := <-last, time.Minute+closeTimeout-time.Second; got != want {
+			t.Errorf("the last step came after %v, want it after the others, at %v", got, want)
+		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -194,6 +195,7 @@ func (s *suite) open(t *testing.T, dsn string, change ...func(*fastpgcache.Confi
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
+			pprof.Lookup("goroutine").WriteTo(t.Output(), 1) // what it waited for
 		}
 	})
 	return c
