@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/maypok86/otter/v2/stats"
 )
 
 const (
@@ -34,7 +33,7 @@ const (
 type kept struct {
 	values  *otter.Cache[string, *keptValue] // nil: none are held
 	largest int                              // bytes of a value that is held
-	evicted evictions
+	evicted atomic.Int64                     // values that had to go for others
 
 	// stripes count the changes heard of, each those of some of the keys.
 	stripes [keptStripes]atomic.Uint64
@@ -91,19 +90,15 @@ func newKept(bytes int) *kept {
 			Weigher: func(key string, v *keptValue) uint32 {
 				return uint32(keptOverhead + len(key) + len(v.text))
 			},
-			StatsRecorder: &k.evicted,
+			OnAtomicDeletion: func(e otter.DeletionEvent[string, *keptValue]) { // a StatsRecorder costs each hit 5 ns
+				if e.WasEvicted() {
+					k.evicted.Add(1)
+				}
+			},
 		})
 	}
 	return k
 }
-
-// evictions counts values that had to go for others.
-type evictions struct {
-	stats.NoopRecorder
-	n atomic.Int64
-}
-
-func (e *evictions) RecordEviction(uint32) { e.n.Add(1) }
 
 // get returns the value of key if it is one of m's, expired or not. The caller has
 // loaded m before, and read the clock after that.

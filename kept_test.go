@@ -270,7 +270,7 @@ func TestKeptValuesStayWithinTheirBytes(t *testing.T) {
 	if got := l.kept.values.WeightedSize(); got > 1<<20 || got < 1<<20*9/10 {
 		t.Errorf("got %d bytes, want at most %d", got, 1<<20)
 	}
-	if n := l.kept.evicted.n.Load(); n < 10_000 {
+	if n := l.kept.evicted.Load(); n < 10_000 {
 		t.Errorf("got %d evictions", n)
 	}
 }
@@ -416,7 +416,7 @@ func TestKeptValuesUnderStress(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("%d commits, %d hits, %d evictions, %d wrong", s.commits, hits.Load(), l.kept.evicted.n.Load(), wrong.Load())
+	t.Logf("%d commits, %d hits, %d evictions, %d wrong", s.commits, hits.Load(), l.kept.evicted.Load(), wrong.Load())
 	if hits.Load() < 1000 {
 		t.Error("too few hits for a verdict")
 	}

@@ -172,7 +172,7 @@ func (l *local) catchUp(next moment, changes iter.Seq2[string, int64]) bool {
 
 func (l *local) stats() LocalStats {
 	s := LocalStats{
-		Evictions:      l.kept.evicted.n.Load(),
+		Evictions:      l.kept.evicted.Load(),
 		FalsePositives: l.misses.falsePositives.Load(),
 		FilterLoads:    l.misses.loads.Load(),
 		Resets:         l.kept.resets.Load(),
