@@ -172,7 +172,8 @@ func (c *caller) act(ctx context.Context) error {
 		return c.inTx(ctx, key)
 	case p < 89:
 		found, err := cache.Expire(ctx, name(key), ttl)
-		if found || err != nil {
+		// Over lib/pq it may have been sent twice, and find that the entry has expired since the first time.
+		if found || err != nil || c.process.driver == "pq" {
 			c.retimed(key, start, ttl, err)
 		}
 		return err
