@@ -79,7 +79,7 @@ func (ss *statements) one(text string) *statement {
 // closers are what releases the statements, each on all connections: a round trip for each.
 func (ss *statements) closers() (steps []func() error) {
 	for _, s := range ss.all {
-		steps = append(steps, s.close)
+		steps = append(steps, func() error { s.close(); return nil })
 	}
 	return steps
 }
@@ -108,12 +108,11 @@ func (s *statement) prepare(ctx context.Context, db *sql.DB) (*sql.Stmt, error) 
 }
 
 // close releases the prepared form, also one that is still on its way.
-func (s *statement) close() error {
+func (s *statement) close() {
 	s.closed.Store(true)
 	if p := s.prepared.Swap(nil); p != nil {
-		p.Close() // a connection that is gone has none
+		p.Close()
 	}
-	return nil
 }
 
 // args completes a statement's arguments by the user label, if there is one, and

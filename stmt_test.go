@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -115,6 +116,37 @@ func TestCloseClosesAStatementThatIsStillBeingPrepared(t *testing.T) {
 	if n := d.open.Load(); n != 0 {
 		t.Errorf("%d statements are open", n)
 	}
+}
+
+// A farDriver's statements take 2 seconds to close.
+type farDriver struct{ deafDriver }
+
+func (d farDriver) Connect(context.Context) (driver.Conn, error) { return d, nil }
+func (d farDriver) Prepare(string) (driver.Stmt, error)          { return farPrepared{}, nil }
+
+type farPrepared struct{ slowPrepared }
+
+func (farPrepared) Close() error { time.Sleep(2 * time.Second); return nil }
+
+func TestCloseHasTimeForEachStatement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := sql.OpenDB(farDriver{})
+		c, err := New(db, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.statements.all[:4] {
+			if _, err := s.prepare(t.Context(), db); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		if err := c.Close(); err != nil || time.Since(began) != 8*time.Second {
+			t.Errorf("got %v after %v, want nil after 8 s", err, time.Since(began))
+		}
+		time.Sleep(time.Minute) // what goes on alone holds a lock of db
+		db.Close()
+	})
 }
 
 func TestArgumentsAreCountedFromTheText(t *testing.T) {

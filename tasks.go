@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// closeTimeout bounds how long Close waits for background work.
+// closeTimeout bounds how long Close waits for background work, and for each step after it.
 const closeTimeout = 5 * time.Second
 
 // tasks is work that outlives the call that started it, until Close.

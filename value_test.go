@@ -186,14 +186,14 @@ func TestAMissingKeysValueSaysSo(t *testing.T) {
 	}
 }
 
-func TestTextIsUTF8WithoutNUL(t *testing.T) {
+func TestKeysAreUTF8WithoutNUL(t *testing.T) {
 	for length := range 20 {
 		for at := range length {
 			for c := range 256 {
 				b := bytes.Repeat([]byte{'\x7f'}, length)
 				b[at] = byte(c)
 				for _, s := range []string{string(b), "\u00fc" + string(b), string(b) + "\u00fc"} {
-					if got, want := fastpgcache.IsText(s), utf8.ValidString(s) && !strings.Contains(s, "\x00"); got != want {
+					if got, want := fastpgcache.CheckKey(s) == nil, utf8.ValidString(s) && !strings.Contains(s, "\x00"); got != want {
 						t.Fatalf("%q: got %t, want %t", s, got, want)
 					}
 				}

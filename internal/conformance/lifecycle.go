@@ -248,9 +248,8 @@ func testPreparedOnce(s *suite, t *testing.T) {
 	c := s.open(t, dsn)
 	c.DB().SetMaxOpenConns(1)
 	runEach(t, c, 5)
-	total := one[int](t, c.DB(), preparedSQL+`'%'`)
-	if once := one[int](t, c.DB(), strings.Replace(preparedSQL, "count(*)", "count(DISTINCT statement)", 1)+`'%'`); once != total {
-		t.Errorf("got %d statements prepared, %d of them distinct", total, once)
+	if again := one[int](t, c.DB(), strings.Replace(preparedSQL, "count(*)", "count(*) - count(DISTINCT statement)", 1)+`'%'`); again != 0 {
+		t.Errorf("got %d statements prepared that were prepared before", again)
 	}
 	// In the background, and only now and then, the feed is trimmed and the limit is asked for.
 	got := one[int](t, c.DB(), preparedSQL+`'%' AND statement NOT LIKE '%cache_trim%' AND statement NOT LIKE '%cache_limit%'`)
